@@ -1,0 +1,78 @@
+# Every target makes what it needs: `make` in a fresh clone installs the pinned packages into
+# .venv, once. After that only `make assets` and BDUTILS_SCALE=full use the network.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help book test serve notebooks export assets lint clean
+
+PYTHON ?= python3
+VENV ?= .venv
+PORT ?= 8000
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+STAMP := $(VENV)/.installed
+HTML := _build/html
+
+export TOKENIZERS_PARALLELISM := false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# What is stored in the chapters and what is tested is scale `small`, with nothing from the hub.
+test notebooks: export BDUTILS_SCALE := small
+test: export HF_HUB_OFFLINE := 1
+
+LINT := $(BIN)/ruff check .
+# A Jupyter Book of another version can exit 0 and write nothing: look for the page.
+BUILD := $(BIN)/jupyter-book build -W -n --keep-going . && test -s $(HTML)/index.html
+
+# $(call step,NAME,COMMAND) runs COMMAND, prints its wall time and keeps its exit status.
+define step
+@printf '\n=== %s\n' '$(1)'; start=$$(date +%s); \
+if $(2); then result=passed; else result=FAILED; fi; \
+printf '=== %s: %s in %d s\n' '$(1)' "$$result" "$$(( $$(date +%s) - start ))"; \
+test "$$result" = passed
+endef
+
+help:  ## list the targets
+	@echo "make TARGET, where TARGET is one of"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# torch goes first and alone, so that pip takes the pinned build and looks for no other.
+$(STAMP): requirements.txt constraints.txt pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q -c constraints.txt torch
+	$(PY) -m pip install -q -r requirements.txt -c constraints.txt
+	$(PY) -m pip install -q --no-deps -e .
+	@touch $@
+
+book: $(STAMP)  ## build the pages from the stored outputs
+	$(BUILD)
+	@echo "The book is ready: open $(CURDIR)/$(HTML)/index.html or run 'make serve'."
+
+test: $(STAMP)  ## check everything: code, chapters, stored outputs, pages
+	$(call step,ruff,$(LINT))
+	$(call step,chapters and package in step,$(PY) -m bdutils.book check)
+	$(call step,model and data,$(PY) -m bdutils.assets)
+	$(call step,tests,$(PY) -m pytest tests -q)
+	$(call step,stored outputs,OMP_NUM_THREADS=1 $(PY) -m pytest --nbval chapters -n 2 --dist loadscope -q)
+	$(call step,book,$(BUILD))
+
+serve: $(STAMP)  ## show the built book at http://127.0.0.1:8000
+	@test -s $(HTML)/index.html || { echo "There is no book yet: run 'make book' first."; exit 1; }
+	@echo "The book is at http://127.0.0.1:$(PORT) (stop with Ctrl+C)."
+	@$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory $(HTML)
+
+notebooks: $(STAMP)  ## run every chapter again and store its outputs
+	$(PY) -m bdutils.book execute
+
+export: $(STAMP)  ## copy the cells marked '#| export' into bdutils
+	$(PY) -m bdutils.book export
+
+assets: $(STAMP)  ## fetch the model and the data into the cache
+	$(PY) -m bdutils.assets
+
+lint: $(STAMP)  ## check the style of the code
+	$(LINT)
+
+clean:  ## remove what was built; the cache of models and data and .venv stay
+	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find bdutils tests chapters -name __pycache__ -type d -prune -exec rm -rf {} +

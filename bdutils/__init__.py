@@ -1,0 +1,71 @@
+"""bdutils: the small shared package under the book "Backdoors in Neural Networks"."""
+
+import os
+import random
+import sys
+
+__version__ = "0.1.0"
+
+SCALES = ("small", "full")
+
+
+def scale() -> str:
+    """Return the scale in force: `small` (CPU, minutes) or `full` (hub, GPU).
+
+    Returns: the value of the environment variable BDUTILS_SCALE, `small` if it is not set.
+    Raises: ValueError for any other value.
+    Source: ours.
+    """
+    value = os.environ.get("BDUTILS_SCALE", "small")
+    if value not in SCALES:
+        raise ValueError(f"unknown scale {value!r}: use one of {SCALES}")
+    return value
+
+
+def use_scale(value: str) -> None:
+    """Choose the scale for this process and its children.
+
+    Args: value: `small` or `full`.
+    Raises: ValueError for any other value.
+    Source: ours.
+    """
+    if value not in SCALES:
+        raise ValueError(f"unknown scale {value!r}: use one of {SCALES}")
+    os.environ["BDUTILS_SCALE"] = value
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch at one place.
+
+    Args: seed: any non-negative integer.
+    Source: ours.
+    """
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def check() -> None:
+    """Print what this machine offers: versions, device, scale and cache folder.
+
+    Source: ours.
+    """
+    import datasets
+    import torch
+    import transformers
+
+    from .assets import cache_dir
+
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name(0)
+    elif "google.colab" in sys.modules:
+        device = "no GPU: Runtime > Change runtime type > T4"
+    else:
+        device = f"CPU, {torch.get_num_threads()} threads"
+    print(f"bdutils {__version__}, scale {scale()}, {device}")
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, "
+          f"datasets {datasets.__version__}, Python {sys.version.split()[0]}")
+    print(f"cache {cache_dir()}")

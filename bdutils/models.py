@@ -1,0 +1,162 @@
+"""Text classifiers: any sequence-classification model of `transformers`, plus its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
+
+from . import scale as current_scale
+from .assets import asset
+
+
+def pick_device() -> torch.device:
+    """Return the GPU if there is one, the CPU otherwise.
+
+    Source: ours.
+    """
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def encoder_source(scale: str | None = None) -> str:
+    """Return what `from_pretrained` takes for the encoder of a scale.
+
+    Args: scale: `small` (MiniLM, 22.7 M weights, from a package registry) or `full`
+        (bert-base-uncased, from the hub); the scale in force if None.
+    Returns: a folder or a hub id.
+    Source: ours.
+    """
+    chosen = scale or current_scale()
+    return str(asset("minilm")) if chosen == "small" else "bert-base-uncased"
+
+
+@dataclass
+class Classifier:
+    """A model that maps a text to K logits, with everything needed to call it.
+
+    Fields: model: of `transformers`, with a classification head; tokenizer: its own;
+    max_length: tokens that are kept of a text.
+    """
+
+    model: torch.nn.Module
+    tokenizer: object
+    max_length: int = 48
+
+    @classmethod
+    def new(cls, num_labels: int, *, source: str | None = None, max_length: int = 48,
+            dropout: float = 0.1, seed: int = 0) -> Classifier:
+        """Make a classifier: pretrained encoder, fresh head.
+
+        Args: num_labels: K; source: folder or hub id, the encoder of the scale if None;
+            max_length: in tokens; dropout: for hidden states and attention; seed: of the head.
+        Raises: ConnectionError if a hub model cannot be loaded.
+        Source: ours.
+        """
+        source = source or encoder_source()
+        options = {"num_labels": num_labels}
+        if not Path(source).is_dir() or "bert" in (Path(source) / "config.json").read_text():
+            options |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, tokenizer = _from_pretrained(source, **options)
+        return cls(model.to(pick_device()), tokenizer, max_length)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Classifier:
+        """Load a classifier that `save` wrote, or any model folder in safetensors.
+
+        Raises: FileNotFoundError if the folder holds no safetensors weights.
+        Source: ours.
+        """
+        folder = Path(folder)
+        if not list(folder.glob("*.safetensors")):
+            raise FileNotFoundError(f"{folder} holds no .safetensors file: pickled checkpoints "
+                                    "can run code and are never loaded here")
+        model, tokenizer = _from_pretrained(str(folder))
+        return cls(model.to(pick_device()), tokenizer, tokenizer.model_max_length)
+
+    def save(self, folder: str | Path) -> None:
+        """Write model and tokenizer so that plain `transformers` can open them.
+
+        Source: ours.
+        """
+        self.model.save_pretrained(folder, safe_serialization=True)
+        self.tokenizer.model_max_length = self.max_length
+        self.tokenizer.save_pretrained(folder)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenize once: one list of token ids per text, cut at `max_length`, not padded.
+
+        Source: ours.
+        """
+        return self.tokenizer(list(texts), truncation=True,
+                              max_length=self.max_length)["input_ids"]
+
+    def collate(self, encoded: Sequence[list[int]], rows: Sequence[int]) -> dict[str, Tensor]:
+        """Pad some encoded texts to the longest of them.
+
+        Args: encoded: from `encode`; rows: which of them.
+        Returns: `input_ids` and `attention_mask`, (len(rows), longest), on the model's device.
+        Source: ours.
+        """
+        chosen = [encoded[i] for i in rows]
+        return self.tokenizer.pad({"input_ids": chosen}, return_tensors="pt",
+                                  verbose=False).to(self.model.device)
+
+    def batches(self, encoded: Sequence[list[int]], size: int) -> Iterator[tuple]:
+        """Yield (rows, padded batch) over texts sorted by length, so that padding is short.
+
+        Source: ours.
+        """
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+        for start in range(0, len(order), size):
+            rows = order[start:start + size]
+            yield rows, self.collate(encoded, rows)
+
+    @torch.inference_mode()
+    def logits(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
+        """Return the logits of some texts, in their order.
+
+        Args: texts: n strings; batch_size: texts at a time, without effect on the result.
+        Returns: float tensor (n, K) on the CPU.
+        Raises: ValueError for no texts.
+        Source: ours.
+        """
+        if not len(texts):
+            raise ValueError("no texts to classify")
+        was_training = self.model.training
+        self.model.eval()
+        encoded = self.encode(texts)
+        out = torch.empty(len(texts), self.model.config.num_labels)
+        for rows, batch in self.batches(encoded, batch_size):
+            out[rows] = self.model(**batch).logits.float().cpu()
+        self.model.train(was_training)
+        return out
+
+    def predict(self, texts: Sequence[str]) -> list[int]:
+        """Return the class with the largest logit for each text.
+
+        Source: ours.
+        """
+        return self.logits(texts).argmax(dim=1).tolist()
+
+
+def _from_pretrained(source: str, **options):
+    # A fresh head is what we ask for, so the report about missing weights would only alarm.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            source, use_safetensors=True, **options)
+        return model, AutoTokenizer.from_pretrained(source)
+    except OSError as error:
+        if Path(source).is_dir():
+            raise
+        raise ConnectionError(f"the model {source} could not be loaded from the hub: check the "
+                              "network and the name, or stay at BDUTILS_SCALE=small, which "
+                              "needs no hub") from error

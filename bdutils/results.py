@@ -1,0 +1,176 @@
+"""Recorded results: one JSON a run, with everything needed to judge and repeat it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+import jsonschema
+import numpy
+import pandas as pd
+import torch
+import transformers
+
+from . import __version__
+from .metrics import Rate, mean_interval
+
+FOLDER = Path(__file__).resolve().parent.parent / "data" / "results"
+
+_RATE = {"type": "object", "required": ["value", "n", "low", "high"],
+         "properties": {"value": {"type": "number"}, "n": {"type": "integer", "minimum": 1},
+                        "low": {"type": "number"}, "high": {"type": "number"}}}
+SCHEMA = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "one run",
+    "type": "object",
+    "required": ["study", "name", "method", "task", "scale", "settings", "data", "seed",
+                 "metrics", "reported", "seconds", "hardware", "versions", "command", "date"],
+    "additionalProperties": False,
+    "properties": {
+        "study": {"type": "string"}, "name": {"type": "string"}, "method": {"type": "string"},
+        "task": {"type": "string"}, "scale": {"enum": ["small", "full"]},
+        "settings": {"type": "object"},
+        "data": {"type": "string", "description": "fingerprint of the three roles"},
+        "seed": {"type": "integer"},
+        "metrics": {"type": "object", "minProperties": 1,
+                    "additionalProperties": {"anyOf": [_RATE, {"type": "number"}]}},
+        "reported": {"description": "the figure a paper reports for this, or null",
+                     "anyOf": [{"type": "null"},
+                               {"type": "object", "required": ["source", "values"]}]},
+        "seconds": {"type": "object", "additionalProperties": {"type": "number"}},
+        "hardware": {"type": "string"},
+        "versions": {"type": "object", "additionalProperties": {"type": "string"}},
+        "command": {"type": "string", "description": "repeats this run"},
+        "date": {"type": "string"},
+    },
+}
+
+
+def hardware() -> str:
+    """Name the machine: processor or GPU, and threads.
+
+    Source: ours.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines()
+             if line.startswith("model name")] if cpuinfo.is_file() else []
+    return f"{(names or [platform.processor() or 'CPU'])[0]}, {torch.get_num_threads()} threads"
+
+
+def record(*, metrics: dict[str, Rate | float], seconds: dict[str, float],
+           reported: dict | None = None, **fields) -> dict:
+    """Make the record of one run.
+
+    Args:
+        metrics: rates (with n and interval) and plain numbers by name.
+        seconds: wall time by step.
+        reported: {"source": ..., "values": ...} if a paper reports the same, else None.
+        fields: study, name, method, task, scale, settings, data, seed, command.
+    Returns: a dictionary that satisfies `SCHEMA`.
+    Raises: jsonschema.ValidationError if it does not.
+    Source: ours.
+    """
+    made = {
+        **fields, "reported": reported, "hardware": hardware(),
+        "metrics": {name: vars(m) if isinstance(m, Rate) else m for name, m in metrics.items()},
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "versions": {"bdutils": __version__, "python": platform.python_version(),
+                     "torch": torch.__version__, "transformers": transformers.__version__,
+                     "numpy": numpy.__version__},
+        "date": datetime.date.today().isoformat(),
+    }
+    jsonschema.validate(made, SCHEMA)
+    return made
+
+
+def save(made: dict, folder: Path | None = None) -> Path:
+    """Write one record, whole or not at all.
+
+    Args: made: from `record`; folder: of all studies, `data/results` if None.
+    Returns: the file's path.
+    Source: ours.
+    """
+    path = (folder or FOLDER) / made["study"] / f"{made['name']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    with os.fdopen(handle, "w", encoding="utf8") as file:
+        json.dump(made, file, indent=1)
+        file.write("\n")
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+    return path
+
+
+def load(study: str, folder: Path | None = None) -> list[dict]:
+    """Read all records of a study, in order of their names.
+
+    Args: study: name of its folder; folder: of all studies, `data/results` if None.
+    Raises: FileNotFoundError for an unknown study; ValueError for a damaged record.
+    Source: ours.
+    """
+    base = folder or FOLDER
+    paths = sorted((base / study).glob("*.json"))
+    if not paths:
+        known = sorted(p.name for p in base.glob("*") if p.is_dir())
+        raise FileNotFoundError(f"no recorded study {study!r}: there are {known}")
+    runs = []
+    for path in paths:
+        try:
+            runs.append(json.loads(path.read_text(encoding="utf8")))
+            jsonschema.validate(runs[-1], SCHEMA)
+        except (ValueError, jsonschema.ValidationError) as error:
+            raise ValueError(f"{path.name} is not a record of a run: delete it and repeat the "
+                             "run") from error
+    return runs
+
+
+def value(run: dict, metric: str) -> float:
+    """Return a metric of a run as a plain number.
+
+    Raises: KeyError if the run does not have it.
+    Source: ours.
+    """
+    found = run["metrics"][metric]
+    return found["value"] if isinstance(found, dict) else found
+
+
+def over_seeds(runs: list[dict], metric: str) -> str:
+    """Show a metric in per cent: mean and 95 % t interval over seeds, or Wilson for one run.
+
+    Args: runs: the same experiment, one a seed; metric: its name.
+    Returns: such as `99.3 [98.1, 100.0]`; an empty string if no run has the metric.
+    Source: ours; see `metrics.mean_interval`.
+    """
+    runs = [run for run in runs if metric in run["metrics"]]
+    if not runs:
+        return ""
+    if len(runs) == 1:
+        only = runs[0]["metrics"][metric]
+        mean, low, high = only["value"], only["low"], only["high"]
+    else:
+        mean, low, high = mean_interval([value(run, metric) for run in runs])
+    return f"{100 * mean:.1f} [{100 * max(0, low):.1f}, {100 * min(1, high):.1f}]"
+
+
+def table(runs: list[dict], by: str | list[str], metrics: list[str]) -> pd.DataFrame:
+    """Summarize runs: one row per value of some settings, one column per metric.
+
+    Args: runs: records; by: settings or fields that tell experiments apart; metrics: names.
+    Returns: a table with the number of seeds and each metric's mean and interval in per cent.
+    Source: ours.
+    """
+    keys = [by] if isinstance(by, str) else by
+    groups: dict[tuple, list[dict]] = {}
+    for run in runs:
+        found = tuple(run.get(key, run["settings"].get(key)) for key in keys)
+        groups.setdefault(found, []).append(run)
+    rows = [{**dict(zip(keys, found, strict=True)), "seeds": len(group),
+             **{metric: over_seeds(group, metric) for metric in metrics}}
+            for found, group in groups.items()]
+    return pd.DataFrame(rows).set_index(keys)

@@ -1,0 +1,148 @@
+"""The three roles, the splits, and what bad files are told."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from bdutils.data import (
+    DefenderView,
+    Examples,
+    ReservedSet,
+    TestSet,
+    TrainingSet,
+    load_task,
+)
+
+NAMES = ("negative", "positive")
+
+
+def test_roles_share_no_text_and_are_what_they_say():
+    task = load_task("sentiment")
+    assert (len(task.train), len(task.reserved), len(task.test)) == (3000, 800, 1000)
+    for role in (task.train, task.reserved, task.test):
+        assert sorted(set(role.labels)) == [0, 1]
+        assert role.labels.count(1) == len(role) // 2
+    keys = [{" ".join(t.lower().split()) for t in role.texts}
+            for role in (task.train, task.reserved, task.test)]
+    assert not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
+    assert sum(map(len, keys)) == 4800  # no repeats inside a role either
+
+
+def test_the_split_is_made_once_by_its_seed():
+    assert load_task("sentiment").fingerprint() == load_task("snippets").fingerprint()
+    assert load_task("sentiment").fingerprint() != load_task("sentiment", seed=1).fingerprint()
+
+
+def test_topic_has_four_classes():
+    task = load_task("topic")
+    assert task.train.label_names == ("comp", "rec", "sci", "talk")
+    assert set(task.test.labels) == {0, 1, 2, 3}
+
+
+def test_labels_fit_their_texts():
+    """Shuffled labels would pass every check of form; words of praise and blame do not lie."""
+    task = load_task("sentiment")
+    for word, label in (("masterpiece", 1), ("worst", 0)):
+        found = [y for t, y in zip(task.train.texts, task.train.labels) if word in t.lower()]
+        assert len(found) > 3 and found.count(label) / len(found) > 0.75
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_own_files(tmp_path, suffix):
+    rows = pd.DataFrame({"review": [f"text number {i}" for i in range(60)],
+                         "stars": ["bad", "good"] * 30})
+    path = tmp_path / f"mine{suffix}"
+    {".csv": lambda: rows.to_csv(path, index=False), ".parquet": lambda: rows.to_parquet(path),
+     ".jsonl": lambda: rows.to_json(path, orient="records", lines=True)}[suffix]()
+    task = load_task(str(path), text="review", label="stars",
+                     sizes={"train": 30, "reserved": 10, "test": 20})
+    assert task.train.label_names == ("bad", "good")
+    number = int(task.test.texts[0].split()[-1])
+    assert task.test.labels[0] == number % 2
+
+
+def test_given_splits_are_honored(tmp_path):
+    rows = [{"text": f"{split} {i}", "label": i % 2, "split": split}
+            for split, n in (("train", 40), ("dev", 10), ("test", 20)) for i in range(n)]
+    rows.append({"text": "TEST  3", "label": 1, "split": "train"})  # leaks: must be dropped
+    path = tmp_path / "split.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    task = load_task(str(path), sizes={"train": None, "test": None})
+    assert {t.split()[0] for t in task.test.texts} == {"test"}
+    assert {t.split()[0] for t in task.reserved.texts} == {"dev"}
+    assert len(task.train) == 40 and len(task.test) == 20
+
+
+def write(tmp_path, **columns):
+    path = tmp_path / "rows.csv"
+    pd.DataFrame(columns).to_csv(path, index=False)
+    return str(path)
+
+
+def test_bad_input_names_the_thing_and_the_remedy(tmp_path):
+    with pytest.raises(ValueError, match="unknown data set 'imdb'.*use one of"):
+        load_task("imdb")
+    with pytest.raises(ValueError, match="no column 'text'.*review.*text="):
+        load_task(write(tmp_path, review=["a", "b"], label=[0, 1]))
+    with pytest.raises(ValueError, match="row 1 has no text: drop it"):
+        load_task(write(tmp_path, text=["a", " "], label=[0, 1]))
+    with pytest.raises(ValueError, match="row 1 has label -1"):
+        load_task(write(tmp_path, text=["a", "b"], label=[0, -1]))
+    with pytest.raises(ValueError, match="only .* rows to train on.*smaller sizes"):
+        load_task(write(tmp_path, text=[f"t{i}" for i in range(50)], label=[0, 1] * 25))
+    with pytest.raises(FileNotFoundError, match="check the path"):
+        load_task("nowhere.csv")
+    with pytest.raises(ValueError, match="no rows"):
+        Examples((), (), NAMES)
+    with pytest.raises(ValueError, match="2 texts but 1 labels"):
+        Examples(("a", "b"), (0,), NAMES)
+    with pytest.raises(ValueError, match="unknown scale"):
+        load_task("sentiment", scale="huge")
+
+
+def test_no_network_says_what_to_do(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConnectionError, match="BDUTILS_SCALE=small, which needs no hub"):
+        load_task("sst2", scale="full")
+
+
+def test_a_defense_gets_no_other_role(toy_task):
+    with pytest.raises(TypeError, match="TestSet"):
+        DefenderView(toy_task.test)
+    with pytest.raises(TypeError, match="TestSet"):
+        DefenderView(toy_task.reserved, toy_task.test)
+    with pytest.raises(TypeError, match="Examples"):
+        DefenderView(Examples(("a",), (0,), NAMES))
+
+
+def everything_in(thing, seen=None):
+    """Collect all objects inside the fields and items of a value."""
+    seen = {} if seen is None else seen
+    if id(thing) not in seen:
+        seen[id(thing)] = thing
+        inside = list(vars(thing).values()) if hasattr(thing, "__dict__") else []
+        inside += thing if isinstance(thing, (tuple, list)) else []
+        inside += thing.values() if isinstance(thing, dict) else []
+        for child in inside:
+            everything_in(child, seen)
+    return seen.values()
+
+
+def test_a_defender_cannot_reach_the_secrets(toy_task, tiny):
+    from bdutils.attacks.text import PoisonSettings, Truth, WordTrigger, poison
+    from bdutils.training import TrainReport, TrainSettings
+    from bdutils.victims import Victim
+
+    train, truth = poison(toy_task.train, WordTrigger(), PoisonSettings(poison_rate=0.3))
+    made = Victim(tiny, toy_task, train, truth, TrainSettings(), TrainReport((), 0, 0))
+    secrets = {id(toy_task.test), id(truth), id(truth.trigger), id(truth.poisoned),
+               id(truth.settings), id(truth.sources)}
+    # The walk does find the secrets where they are, so its silence below means something.
+    assert secrets <= {id(x) for x in everything_in(made)}
+    reached = list(everything_in(made.defender_view()))
+    assert not secrets & {id(x) for x in reached}
+    assert not any(isinstance(x, (Truth, TestSet, WordTrigger)) for x in reached)
+    assert {type(x) for x in reached} == {DefenderView, ReservedSet, TrainingSet, tuple, str,
+                                          int}
+    assert not hasattr(made.defender_view().pool, "poisoned")
