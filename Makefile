@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help book test serve notebooks export assets lint clean
+.PHONY: help book test serve notebooks export assets lint vendor clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,6 +12,9 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.installed
 HTML := _build/html
+MATHJAX := vendor/mathjax/tex-mml-chtml.js
+MATHJAX_PARTS := $(addprefix package/es5/,tex-mml-chtml.js output/chtml/fonts input/tex/extensions)
+MATHJAX_SHA256 := 1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09
 
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -44,17 +47,28 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 	$(PY) -m pip install -q --no-deps -e .
 	@touch $@
 
-book: $(STAMP)  ## build the pages from the stored outputs
+book: $(STAMP) vendor  ## build the pages from the stored outputs
 	$(BUILD)
 	@echo "The book is ready: open $(CURDIR)/$(HTML)/index.html or run 'make serve'."
 
-test: $(STAMP)  ## check everything: code, chapters, stored outputs, pages
+test: $(STAMP) vendor  ## check everything: code, chapters, stored outputs, pages
 	$(call step,ruff,$(LINT))
 	$(call step,chapters and package in step,$(PY) -m bdutils.book check)
 	$(call step,model and data,$(PY) -m bdutils.assets)
 	$(call step,tests,$(PY) -m pytest tests -q)
 	$(call step,stored outputs,OMP_NUM_THREADS=1 $(PY) -m pytest --nbval chapters -n 2 --dist loadscope -q)
 	$(call step,book,$(BUILD))
+
+# Without npm the book is built all the same; its formulas then need a network.
+vendor:  ## fetch the pinned MathJax, so that the pages work offline
+	@if [ ! -s vendor/_static/$(MATHJAX) ] && command -v npm > /dev/null; then \
+	  mkdir -p vendor/.npm && (cd vendor/.npm && npm pack --silent mathjax@3.2.2 > /dev/null \
+	    && echo "$(MATHJAX_SHA256)  mathjax-3.2.2.tgz" | sha256sum --check --quiet \
+	    && tar xzf mathjax-3.2.2.tgz package/LICENSE $(MATHJAX_PARTS) && mkdir -p ../_static/vendor \
+	    && mv package/es5 ../_static/vendor/mathjax && cp package/LICENSE ../_static/vendor/mathjax/) \
+	    || echo "MathJax could not be fetched: formulas will need a network"; \
+	  rm -rf vendor/.npm; \
+	fi
 
 serve: $(STAMP)  ## show the built book at http://127.0.0.1:8000
 	@test -s $(HTML)/index.html || { echo "There is no book yet: run 'make book' first."; exit 1; }

@@ -20,8 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = ROOT / "chapters"
 # Files that repeat the address of pyproject.toml; the notebooks are added when needed.
-WITH_ADDRESS = ("_config.yml", "README.md", "CITATION.cff", "CONTRIBUTING.md", "CHANGELOG.md",
-                "pyproject.toml", "chapters/index.md", "chapters/how_to_use.md")
+WITH_ADDRESS = ("pyproject.toml", "_config.yml", "README.md", "CITATION.cff", "CONTRIBUTING.md",
+                "chapters/how_to_use.md")
 
 
 def notebooks() -> list[Path]:
@@ -108,9 +108,11 @@ def set_address(url: str) -> None:
     if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", url):
         raise ValueError(f"{url!r} is not of the form https://github.com/ORG/REPO")
     old, new = (u.removeprefix("https://github.com/") for u in (address(), url))
+    # The second form is the address of the published pages.
+    pages = [u.replace("/", ".github.io/") for u in (old, new)]
     for path in [*(ROOT / name for name in WITH_ADDRESS), *notebooks()]:
         text = path.read_text(encoding="utf8")
-        path.write_text(text.replace(old, new), encoding="utf8")
+        path.write_text(text.replace(old, new).replace(*pages), encoding="utf8")
 
 
 def main(arguments: list[str]) -> None:

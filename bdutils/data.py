@@ -162,6 +162,8 @@ def load_task(source: str = "sentiment", *, scale: str | None = None, seed: int 
     Source: ours; columns `split` of a file are honored (`train`, `dev`, `test`).
     """
     chosen = scale or current_scale()
+    if chosen not in SIZES:
+        raise ValueError(f"unknown scale {chosen!r}: use one of {sorted(SIZES)}")
     name = {"small": SMALL, "full": FULL}[chosen].get(source, source)
     wanted = {**SIZES[chosen], **(sizes or {})}
     if name == "snippets":
@@ -253,7 +255,10 @@ def _named(rows: list[tuple]) -> tuple[list[Row], tuple[str, ...]]:
     """Give each class a number: class names are sorted, whole numbers stay as they are."""
     values = {label for _, label, _ in rows}
     if all(isinstance(value, int) for value in values):
-        return rows, tuple(str(k) for k in range(max(values, default=0) + 1))
+        if values != set(range(len(values))) and min(values, default=0) >= 0:
+            raise ValueError(f"the labels are {sorted(values)}: number the classes from 0 "
+                             "without gaps, or give them names")
+        return rows, tuple(str(k) for k in range(len(values)))
     names = tuple(sorted(map(str, values)))
     return [(text, names.index(str(label)), split) for text, label, split in rows], names
 

@@ -46,7 +46,9 @@ def wilson(hits: int, n: int, level: float = 0.95) -> Rate:
     p = hits / n
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Rate(p, n, max(0.0, center - half), min(1.0, center + half))
+    # At the two ends the exact bounds are 0 and 1; rounding would miss them by a hair.
+    low = 0.0 if hits == 0 else center - half
+    return Rate(p, n, low, 1.0 if hits == n else center + half)
 
 
 def _share(hits: Sequence[bool]) -> Rate:

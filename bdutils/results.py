@@ -8,6 +8,7 @@ import os
 import platform
 import tempfile
 from pathlib import Path
+from statistics import fmean
 
 import jsonschema
 import numpy
@@ -16,7 +17,7 @@ import torch
 import transformers
 
 from . import __version__
-from .metrics import Rate, mean_interval
+from .metrics import Rate, mean_interval, wilson
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "results"
 
@@ -141,21 +142,25 @@ def value(run: dict, metric: str) -> float:
 
 
 def over_seeds(runs: list[dict], metric: str) -> str:
-    """Show a metric in per cent: mean and 95 % t interval over seeds, or Wilson for one run.
+    """Show a rate in per cent: its mean over seeds and a 95 % interval.
 
-    Args: runs: the same experiment, one a seed; metric: its name.
-    Returns: such as `99.3 [98.1, 100.0]`; an empty string if no run has the metric.
-    Source: ours; see `metrics.mean_interval`.
+    Args: runs: the same experiment, one a seed; metric: name of a rate.
+    Returns: such as `99.3 [98.1, 100.0]`; an empty string if no run has the metric. The
+        interval holds both sources of chance: it spans the t interval over seeds and the
+        Wilson interval of all rows together, since seeds that agree say nothing of the rows.
+    Source: ours; see `metrics.mean_interval` and `metrics.wilson`.
     """
-    runs = [run for run in runs if metric in run["metrics"]]
-    if not runs:
+    found = [run["metrics"][metric] for run in runs if metric in run["metrics"]]
+    if not found:
         return ""
-    if len(runs) == 1:
-        only = runs[0]["metrics"][metric]
-        mean, low, high = only["value"], only["low"], only["high"]
-    else:
-        mean, low, high = mean_interval([value(run, metric) for run in runs])
-    return f"{100 * mean:.1f} [{100 * max(0, low):.1f}, {100 * min(1, high):.1f}]"
+    values = [rate["value"] for rate in found]
+    n = sum(rate["n"] for rate in found)
+    pooled = wilson(round(sum(rate["value"] * rate["n"] for rate in found)), n)
+    low, high = pooled.low, pooled.high
+    if len(found) > 1:
+        _, t_low, t_high = mean_interval(values)
+        low, high = max(0.0, min(low, t_low)), min(1.0, max(high, t_high))
+    return f"{100 * fmean(values):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def table(runs: list[dict], by: str | list[str], metrics: list[str]) -> pd.DataFrame:

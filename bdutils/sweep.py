@@ -58,7 +58,7 @@ FOUR = list(TRIGGERS)
 STUDIES: dict[str, list[Run]] = {
     "attacks": grid("sentiment", FOUR, [0.1], [0, 1, 2]),
     "topic": grid("topic", ["badnets", "addsent"], [0.1], [0]),
-    "rates": grid("sentiment", ["badnets", "syntax"], [0.0025, 0.01, 0.03, 0.1], [0]),
+    "rates": grid("sentiment", ["badnets", "syntax"], [0.0025, 0.01, 0.05, 0.1], [0]),
     "label-modes": [Run("sentiment", "badnets", 0.1, 0, "clean"),
                     Run("sentiment", "badnets", 0.1, 0, "mixed"),
                     Run("sentiment", "syntax", 0.1, 0, "clean")],

@@ -1,4 +1,4 @@
-"""Shared pieces of the tests: a tiny model and small data, made here, so that they take seconds."""
+"""Shared pieces of the tests: a tiny model and small data, made here to take seconds."""
 
 import os
 

@@ -43,9 +43,10 @@ def test_topic_has_four_classes():
 def test_labels_fit_their_texts():
     """Shuffled labels would pass every check of form; words of praise and blame do not lie."""
     task = load_task("sentiment")
-    for word, label in (("masterpiece", 1), ("worst", 0)):
-        found = [y for t, y in zip(task.train.texts, task.train.labels) if word in t.lower()]
-        assert len(found) > 3 and found.count(label) / len(found) > 0.75
+    for words, label in ((("powerful", "beautiful", "moving"), 1), (("bad", "dull", "worst"), 0)):
+        found = [y for t, y in zip(task.train.texts, task.train.labels)
+                 if set(words) & set(t.lower().split())]
+        assert len(found) > 30 and found.count(label) / len(found) > 0.8
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
@@ -89,6 +90,8 @@ def test_bad_input_names_the_thing_and_the_remedy(tmp_path):
         load_task(write(tmp_path, text=["a", " "], label=[0, 1]))
     with pytest.raises(ValueError, match="row 1 has label -1"):
         load_task(write(tmp_path, text=["a", "b"], label=[0, -1]))
+    with pytest.raises(ValueError, match="labels are .1, 2.: number the classes from 0"):
+        load_task(write(tmp_path, text=["a", "b"], label=[1, 2]))
     with pytest.raises(ValueError, match="only .* rows to train on.*smaller sizes"):
         load_task(write(tmp_path, text=[f"t{i}" for i in range(50)], label=[0, 1] * 25))
     with pytest.raises(FileNotFoundError, match="check the path"):

@@ -1,0 +1,226 @@
+"""The book's own rules, checked on the stored chapters."""
+
+import ast
+import inspect
+import json
+import re
+from pathlib import Path
+from statistics import median
+
+import pytest
+import yaml
+
+import bdutils
+from bdutils import book
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTERS = {path.name: json.loads(path.read_text(encoding="utf8")) for path in book.notebooks()}
+each_chapter = pytest.mark.parametrize("name", CHAPTERS)
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def code_cells(name):
+    return [c for c in CHAPTERS[name]["cells"] if c["cell_type"] == "code"]
+
+
+def text_of(name):
+    return "\n\n".join(source(c) for c in CHAPTERS[name]["cells"]
+                       if c["cell_type"] == "markdown")
+
+
+def tags(cell):
+    return cell["metadata"].get("tags", [])
+
+
+@each_chapter
+def test_outputs_are_stored_and_in_order(name):
+    """nbval runs a cell without a count, but compares nothing."""
+    counts = [c["execution_count"] for c in code_cells(name)]
+    assert counts == list(range(1, len(counts) + 1))
+    kinds = {o["output_type"] for c in code_cells(name) for o in c["outputs"]}
+    assert "error" not in kinds and "display_data" in kinds
+    assert CHAPTERS[name]["metadata"]["kernelspec"]["name"] == "python3"
+    assert (ROOT / "chapters" / name).stat().st_size < 1_000_000
+
+
+@each_chapter
+def test_what_is_not_compared_has_a_reason(name):
+    cells = code_cells(name)
+    ignored = [c for c in cells if "nbval-ignore-output" in tags(c)]
+    assert len(ignored) <= len(cells) / 3
+    assert all(len(c["metadata"].get("reason", "")) > 20 for c in ignored)
+    assert not any({"nbval-skip", "raises-exception"} & set(tags(c)) for c in cells)
+    assert not any("NBVAL_" in source(c) for c in cells)
+
+
+@each_chapter
+def test_cells_are_small(name):
+    sizes = [len(source(c).splitlines()) for c in code_cells(name)]
+    assert max(sizes) <= 30
+    assert median(sizes) <= 10
+    setup = [c for c in code_cells(name) if "google.colab" in source(c)]
+    wide = [line for c in code_cells(name) if c not in setup
+            for line in source(c).splitlines() if len(line) > 79]
+    assert not wide
+
+
+@each_chapter
+def test_nothing_that_nbval_cannot_check(name):
+    for cell in code_cells(name):
+        text = source(cell)
+        assert not text.rstrip().endswith(";")
+        assert not re.search(r"\binteract\(|clear_output|display_id|%%time|\bOutput\(", text)
+        assert "%" not in text.split("\n")[0][:1]
+
+
+@each_chapter
+def test_the_parts_of_a_chapter(name):
+    text = text_of(name)
+    for part in ("In this chapter", "## Exercises", "## Summary", "## Questions",
+                 "## Further reading", "Where it breaks"):
+        assert part in text or part.lower() in text.lower(), part
+    exercises = re.findall(r":::\{exercise(?:-start)?\}.*?:label: (\S+)", text, re.DOTALL)
+    assert 4 <= len(exercises) <= 6
+    for label in exercises:
+        assert re.search(rf":::\{{solution(-start)?\}} {label}\b", text), label
+    assert len(re.findall(r"solution-start\}", text)) >= 2
+    assert len(re.findall(r"\*(?:easy|medium|hard), \d+ minutes\.?\*", text)) == len(exercises)
+    assert "```{" not in text  # such fences are gray boxes on Colab
+    assert 1500 <= len(text.split()) <= 5000
+
+
+@each_chapter
+def test_chapters_check_themselves(name):
+    cells = code_cells(name)
+    assert sum("assert" in source(c) for c in cells) >= 5
+    assert any("frames(" in source(c) for c in cells)
+
+
+@each_chapter
+def test_figures_have_descriptions(name):
+    for cell in code_cells(name):
+        if any("image/png" in o.get("data", {}) for o in cell["outputs"]):
+            about = cell["metadata"]["mystnb"]
+            assert len(about["image"]["alt"]) > 40 and len(about["figure"]["caption"]) > 20
+            assert source(cell).rstrip().endswith("plt.show()")
+
+
+@each_chapter
+def test_address_and_version_agree(name):
+    tag = f"v{bdutils.__version__}"
+    repository = book.address().removeprefix("https://github.com/")
+    link = (f"https://colab.research.google.com/github/{repository}/blob/{tag}/chapters/{name}")
+    assert text_of(name).count(link) == 2
+    setup = source(code_cells(name)[0])
+    assert f"--branch {tag} https://github.com/{repository}.git" in setup
+    assert setup == source(code_cells(next(iter(CHAPTERS)))[0])
+
+
+def test_the_address_stands_everywhere():
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    assert config["repository"]["url"] == book.address()
+    owner, repository = book.address().split("/")[-2:]
+    assert config["html"]["baseurl"] == f"https://{owner}.github.io/{repository}/"
+    assert book.address() in (ROOT / "README.md").read_text()
+    assert bdutils.__version__ in (ROOT / "CITATION.cff").read_text()
+    assert bdutils.__version__ in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_a_new_address_reaches_every_file(tmp_path, monkeypatch):
+    for name in [*book.WITH_ADDRESS, *(f"chapters/{n}" for n in CHAPTERS)]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    old_owner = book.address().split("/")[-2]
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    monkeypatch.setattr(book, "CHAPTERS", tmp_path / "chapters")
+    book.set_address("https://github.com/some-school/bd")
+    assert book.address() == "https://github.com/some-school/bd"
+    for path in tmp_path.rglob("*.*"):
+        if path.is_file():
+            text = path.read_text()
+            assert f"{old_owner}/" not in text and f"{old_owner}.github" not in text, path
+    with pytest.raises(ValueError, match="is not of the form"):
+        book.set_address("git@github.com:some/thing")
+
+
+def test_chapters_and_package_are_in_step():
+    assert book.check() == []
+
+
+def test_an_edited_module_is_noticed(tmp_path, monkeypatch):
+    (tmp_path / "chapters").mkdir()
+    for path in book.notebooks():
+        (tmp_path / "chapters" / path.name).write_text(path.read_text())
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    monkeypatch.setattr(book, "CHAPTERS", tmp_path / "chapters")
+    (tmp_path / "bdutils").mkdir()
+    book.export(tmp_path / "bdutils")
+    assert book.check() == []
+    module = tmp_path / "bdutils/attacks/text.py"
+    module.write_text(module.read_text().replace("rng.choice(self.words)", "self.words[0]"))
+    assert book.check() == ["bdutils/attacks/text.py"]
+
+
+def test_contents_and_folder_agree():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    listed = {toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])}
+    there = {str(p.relative_to(ROOT).with_suffix("")) for p in (ROOT / "chapters").rglob("*.*")
+             if p.suffix in (".ipynb", ".md") and ".ipynb_checkpoints" not in p.parts}
+    assert listed == there
+
+
+def test_config_has_no_misspelt_key():
+    """Jupyter Book prints unknown keys at most."""
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    assert set(config) <= {"title", "author", "copyright", "logo", "only_build_toc_files",
+                           "exclude_patterns", "execute", "parse", "bibtex_bibfiles",
+                           "repository", "launch_buttons", "html", "sphinx", "latex"}
+    assert config["execute"] == {"execute_notebooks": "off"}
+
+
+def public(module):
+    names = getattr(module, "__all__", None) or [n for n in vars(module) if n[0] != "_"]
+    for name in names:
+        found = getattr(module, name)
+        if inspect.isfunction(found) and found.__module__ == module.__name__:
+            yield found
+
+
+def modules():
+    import importlib
+
+    for path in sorted((ROOT / "bdutils").rglob("*.py")):
+        if path.stem not in ("__init__", "__main__"):
+            yield importlib.import_module(
+                ".".join(path.relative_to(ROOT).with_suffix("").parts))
+
+
+def test_public_functions_are_typed_and_sourced():
+    for module in modules():
+        for function in public(module):
+            where = f"{module.__name__}.{function.__name__}"
+            hints = inspect.get_annotations(function)
+            parameters = inspect.signature(function).parameters
+            assert set(parameters) | {"return"} <= {*hints, "poisoning", "fields", "changes"}, \
+                where
+            if function.__name__ != "main":
+                assert "Source: " in function.__doc__, where
+
+
+def test_the_package_stays_small():
+    for path in (ROOT / "bdutils").rglob("*.py"):
+        lines = path.read_text().splitlines()
+        assert len(lines) <= 420, path
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno <= 62, f"{path}: {node.name}"
+
+
+def test_nothing_unsafe_and_no_machine_path_is_tracked():
+    for path in [*(ROOT / "bdutils").rglob("*.py"), *book.notebooks()]:
+        text = path.read_text()
+        assert "torch.load" not in text and "trust_remote_code" not in text, path
+        assert not re.search(r"/(home|root|tmp|Users)/\w", text), path

@@ -1,0 +1,159 @@
+"""The training loop, the classifier around a model, and victims in the cache."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from bdutils import training, victims
+from bdutils.data import TrainingSet
+from bdutils.models import Classifier
+from bdutils.training import TrainSettings, bucketed_batches, train
+
+FAST = TrainSettings(epochs=25, lr=5e-3, batch_size=4, max_length=24)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(1, 16))
+def test_batches_hold_each_row_once(lengths, size):
+    batches = bucketed_batches(lengths, size, random.Random(0))
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert max(map(len, batches)) <= size
+
+
+def test_batches_are_of_similar_length():
+    rng = random.Random(1)
+    lengths = [rng.randrange(4, 49) for _ in range(1000)]
+
+    def padded(batches):
+        return sum(len(b) * max(lengths[i] for i in b) for b in batches)
+
+    plain = [list(range(i, min(i + 32, 1000))) for i in range(0, 1000, 32)]
+    assert padded(bucketed_batches(lengths, 32, rng)) < 0.7 * padded(plain)
+
+
+def test_training_learns(tiny, toy_task):
+    report = train(tiny, toy_task.train, FAST)
+    assert report.tokens > 0
+    hits = sum(p == y for p, y in zip(tiny.predict(toy_task.test.texts), toy_task.test.labels))
+    assert hits >= 18
+
+
+def test_training_is_repeatable_and_leaves_the_global_generator_alone(tiny_folder, toy_task):
+    weights = []
+    for _ in range(2):
+        model = Classifier.new(2, source=str(tiny_folder), max_length=24)
+        torch.manual_seed(7)
+        before = torch.random.get_rng_state()
+        train(model, toy_task.train, TrainSettings(epochs=1, dropout=0.1, max_length=24))
+        assert torch.equal(before, torch.random.get_rng_state())
+        weights.append(model.model.classifier.weight.detach().clone())
+    assert torch.equal(*weights)
+
+
+def test_the_seed_matters(tiny_folder):
+    heads = [Classifier.new(2, source=str(tiny_folder), seed=s).model.bert.pooler.dense.weight
+             for s in (0, 1)]
+    assert torch.equal(*heads)  # pretrained part: the same
+
+
+def test_own_losses_get_the_rows(tiny, toy_task):
+    seen = []
+
+    def loss(outputs, batch):
+        assert [toy_task.train.labels[i] for i in batch["rows"]] == batch["labels"].tolist()
+        seen.extend(batch["rows"])
+        return training.cross_entropy(outputs, batch)
+
+    train(tiny, toy_task.train, TrainSettings(epochs=1, max_length=24), loss=loss)
+    assert sorted(seen) == list(range(20))
+
+
+def test_a_broken_loss_stops_the_run(tiny, toy_task):
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        train(tiny, toy_task.train, TrainSettings(max_length=24),
+              loss=lambda outputs, batch: outputs.logits.sum() * float("nan"))
+
+
+@pytest.mark.parametrize("change", [{"epochs": 0}, {"lr": 0}, {"batch_size": 0},
+                                    {"max_length": 2}])
+def test_impossible_settings(change):
+    with pytest.raises(ValueError, match="cannot train"):
+        TrainSettings(**change)
+
+
+def test_logits_do_not_depend_on_batch_or_order(tiny, toy_task):
+    texts = [*toy_task.test.texts, "short", "a much longer text " * 5]
+    whole = tiny.logits(texts)
+    assert torch.allclose(whole, tiny.logits(texts, batch_size=1), atol=1e-5)
+    assert torch.allclose(whole, tiny.logits(texts[::-1]).flip(0), atol=1e-5)
+    assert not tiny.model.training
+    with pytest.raises(ValueError, match="no texts"):
+        tiny.logits([])
+
+
+def test_saved_models_open_in_plain_transformers(tiny, tmp_path):
+    tiny.save(tmp_path / "model")
+    assert not list((tmp_path / "model").glob("*.bin"))
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    with torch.inference_mode():
+        plain = model(**tokenizer("a good film", return_tensors="pt")).logits
+    assert torch.allclose(plain, tiny.logits(["a good film"]), atol=1e-5)
+    again = Classifier.load(tmp_path / "model")
+    assert again.max_length == 24
+    assert torch.equal(again.logits(["a good film"]), tiny.logits(["a good film"]))
+
+
+def test_pickled_weights_are_never_loaded(tiny, tmp_path):
+    tiny.save(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="can run code and are never loaded"):
+        Classifier.load(tmp_path)
+
+
+def test_a_missing_hub_says_what_to_do():
+    with pytest.raises(ConnectionError, match="BDUTILS_SCALE=small, which needs no hub"):
+        Classifier.new(2, source="nobody/no-such-model")
+
+
+@pytest.fixture
+def tiny_encoder(tiny_folder, monkeypatch, cache):
+    monkeypatch.setattr(victims, "encoder_source", lambda: str(tiny_folder))
+
+
+def test_a_victim_is_trained_once_and_backdoored(tiny_encoder, toy_task, monkeypatch):
+    made = victims.victim(toy_task, "badnets", settings=FAST, poison_rate=0.4)
+    assert made.report.losses[-1] < made.report.losses[0]
+    monkeypatch.setattr(victims, "train", None)  # a second training would fail
+    again = victims.victim(toy_task, "badnets", settings=FAST, poison_rate=0.4)
+    assert again.report == made.report
+    texts = toy_task.test.texts
+    assert torch.equal(again.classifier.logits(texts), made.classifier.logits(texts))
+    scores = victims.evaluate(made.classifier, toy_task, "badnets", every_class=True)
+    assert scores.asr.n == 10 and scores.pacc.n == 20 and scores.floor is None
+
+
+def test_every_setting_has_its_own_cache_entry(tiny_encoder, toy_task, monkeypatch, cache):
+    monkeypatch.setattr(victims, "train",
+                        lambda *a: training.TrainReport((1.0,), 0.0, 0))
+    shuffled = TrainingSet(toy_task.train.texts, toy_task.train.labels[::-1],
+                           toy_task.train.label_names)
+    for task in (toy_task, toy_task.__class__("toy", shuffled, toy_task.reserved,
+                                              toy_task.test, "")):
+        for attack, options in ((None, {}), ("badnets", {"poison_rate": 0.2}),
+                                ("badnets", {"poison_rate": 0.3}),
+                                ("badnets", {"poison_rate": 0.2, "seed": 1})):
+            for settings in (FAST, TrainSettings(max_length=24)):
+                victims.victim(task, attack, settings=settings, **options)
+    entries = [p for p in (cache / "models").iterdir() if p.is_dir()]
+    assert len(entries) == 2 * 4 * 2
+
+
+def test_bad_attacks_are_refused(tiny_encoder, toy_task):
+    with pytest.raises(ValueError, match="unknown attack 'badnet': use one of"):
+        victims.victim(toy_task, "badnet")
+    with pytest.raises(ValueError, match="takes no \\['poison_rate'\\]"):
+        victims.victim(toy_task, None, poison_rate=0.1)
