@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['hidden_states', 'project', 'separation', 'trigger_positions', 'eager_attention', 'attention_to', 'token_gradients']
 
-# %% ../chapters/04_inside_the_model.ipynb #c04-008
+# %% ../chapters/04_inside_the_model.ipynb #c04-012
 import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,14 +14,13 @@ from torch import Tensor
 from .metrics import auroc
 from .models import Classifier
 
-# %% ../chapters/04_inside_the_model.ipynb #c04-009
+# %% ../chapters/04_inside_the_model.ipynb #c04-013
 @torch.inference_mode()
 def hidden_states(classifier: Classifier, texts: Sequence[str],
                   pooling: str = "cls", batch_size: int = 64) -> Tensor:
     """Return one vector a text and layer; padding and batch do not matter.
 
-    Args: pooling: `cls` (first token), `last` (last real token) or `mean`
-        (of the real tokens); batch_size: texts at a time.
+    Args: pooling: `cls`, `last` real token or `mean`; batch_size: texts.
     Returns: float tensor (n, L + 1, d) on the CPU; 0 is the embedding.
     Raises: ValueError for another pooling or no texts.
     Source: Devlin et al. 2019 (cls), Reimers and Gurevych 2019 (mean).
@@ -30,14 +29,15 @@ def hidden_states(classifier: Classifier, texts: Sequence[str],
         raise ValueError(f"cannot pool {len(texts)} texts by {pooling!r}")
     classifier.model.eval()
     out: list = [None] * len(texts)
-    for rows, batch in classifier.batches(classifier.encode(texts), batch_size):
+    encoded = classifier.encode(texts)
+    for rows, batch in classifier.batches(encoded, batch_size):
         run = classifier.model(**batch, output_hidden_states=True)
         mask = batch["attention_mask"]
         place = torch.arange(mask.shape[1], device=mask.device)
         if pooling == "mean":
             weight = mask / mask.sum(1, keepdim=True)
         else:
-            at = mask.argmax(1) if pooling == "cls" else (mask * place).argmax(1)
+            at = (mask if pooling == "cls" else mask * place).argmax(1)
             weight = place == at[:, None]
         pooled = torch.einsum("nt,ntld->nld", weight.float(),
                               torch.stack(run.hidden_states, 2).float())
@@ -45,7 +45,7 @@ def hidden_states(classifier: Classifier, texts: Sequence[str],
             out[row] = vectors
     return torch.stack(out)
 
-# %% ../chapters/04_inside_the_model.ipynb #c04-013
+# %% ../chapters/04_inside_the_model.ipynb #c04-018
 def project(reference: Tensor, states: Tensor, dims: int = 2) -> Tensor:
     """Project states on the principal components of reference rows.
 
@@ -64,7 +64,7 @@ def project(reference: Tensor, states: Tensor, dims: int = 2) -> Tensor:
     largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
     return (states - mean) @ (axes * largest.sign()).T
 
-# %% ../chapters/04_inside_the_model.ipynb #c04-019
+# %% ../chapters/04_inside_the_model.ipynb #c04-026
 def separation(a: Tensor, b: Tensor) -> Tensor:
     """Return how well two clouds are told apart at each layer.
 
@@ -92,10 +92,10 @@ def separation(a: Tensor, b: Tensor) -> Tensor:
             out[layer] += auroc(scores[0] + scores[1], flags) / 2
     return out
 
-# %% ../chapters/04_inside_the_model.ipynb #c04-026
+# %% ../chapters/04_inside_the_model.ipynb #c04-038
 def trigger_positions(classifier: Classifier, clean: str,
                       marked: str) -> list[int]:
-    """Return the token positions of a marked text that are not in the clean one.
+    """Return the positions of the tokens that a trigger added.
 
     Args: clean, marked: a text before and after the trigger was put in.
     Returns: positions after tokenization and truncation; for a rewritten
@@ -107,7 +107,7 @@ def trigger_positions(classifier: Classifier, clean: str,
     return [place for kind, _, _, start, end in matcher.get_opcodes()
             if kind in ("insert", "replace") for place in range(start, end)]
 
-# %% ../chapters/04_inside_the_model.ipynb #c04-038
+# %% ../chapters/04_inside_the_model.ipynb #c04-055
 @contextmanager
 def eager_attention(classifier: Classifier) -> Iterator[None]:
     """Let a model return attention weights inside a `with` block.
@@ -121,7 +121,7 @@ def eager_attention(classifier: Classifier) -> Iterator[None]:
     finally:
         classifier.model.set_attn_implementation(before)
 
-# %% ../chapters/04_inside_the_model.ipynb #c04-039
+# %% ../chapters/04_inside_the_model.ipynb #c04-056
 @torch.inference_mode()
 def attention_to(classifier: Classifier, texts: Sequence[str],
                  positions: Sequence[Sequence[int]],
@@ -141,12 +141,13 @@ def attention_to(classifier: Classifier, texts: Sequence[str],
         for rows, batch in classifier.batches(classifier.encode(texts),
                                               batch_size):
             run = classifier.model(**batch, output_attentions=True)
-            from_first = torch.stack(run.attentions, 1)[:, :, :, 0].mean(2).cpu()
+            weights = torch.stack(run.attentions, 1)  # n, L, heads, T, T
+            from_first = weights[:, :, :, 0].mean(2).cpu()
             for row, weights in zip(rows, from_first):
                 out[row] = weights[:, list(positions[row])].sum(1)
     return torch.stack(out)
 
-# %% ../chapters/04_inside_the_model.ipynb #c04-043
+# %% ../chapters/04_inside_the_model.ipynb #c04-062
 def token_gradients(classifier: Classifier, text: str,
                     label: int) -> tuple[list[str], Tensor]:
     """Return gradient times input for each token, as a norm.

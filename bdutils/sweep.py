@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import results, scale
-from .attacks.text import TRIGGERS, Trigger, paraphrases_from
+from .attacks.text import TRIGGERS, ParaphraseTable, Trigger, paraphrases_from
 from .data import load_task
 from .metrics import cacc
 from .training import TrainSettings
@@ -58,7 +58,8 @@ FOUR = list(TRIGGERS)
 STUDIES: dict[str, list[Run]] = {
     "attacks": grid("sentiment", FOUR, [0.1], [0, 1, 2]),
     "topic": grid("topic", ["badnets", "addsent"], [0.1], [0]),
-    "rates": grid("sentiment", ["badnets", "syntax"], [0.0025, 0.01, 0.05, 0.1], [0]),
+    "rates": [*grid("sentiment", ["badnets", "syntax"], [0.0025, 0.01, 0.05, 0.1], [0]),
+              *grid("sentiment", ["syntax"], [0.05], [1, 2])],
     "label-modes": [Run("sentiment", "badnets", 0.1, 0, "clean"),
                     Run("sentiment", "badnets", 0.1, 0, "mixed"),
                     Run("sentiment", "syntax", 0.1, 0, "clean")],
@@ -88,8 +89,9 @@ def perform(study: str, run: Run, benchmark: Path | None = None) -> dict:
         attacked = victim(task, trigger, settings=settings, poison_rate=run.poison_rate,
                           label_mode=run.label_mode, seed=run.seed)
         start = time.perf_counter()
+        # A table of real paraphrases has no test rows of the target class, which PACC needs.
         metrics = _metrics(evaluate(attacked.classifier, task, trigger, 1, clean.classifier,
-                                    every_class=True))
+                                    every_class=not isinstance(trigger, ParaphraseTable)))
     else:
         metrics = {"cacc": cacc(clean.classifier.predict(task.test.texts), task.test.labels)}
     measuring = time.perf_counter() - start

@@ -82,7 +82,7 @@ def test_recorded_studies_are_complete_and_name_their_commands(study):
     assert not list(sweep.missing(study)), "run `python -m bdutils.sweep " + study + "`"
     for run in results.load(study):
         assert run["study"] == study and run["name"] in run["command"]
-        assert run["method"] == "clean" or {"asr", "floor", "pacc"} <= set(run["metrics"])
+        assert run["method"] == "clean" or {"asr", "floor", "ra"} <= set(run["metrics"])
         if run["method"] != "clean":
             asr = run["metrics"]["asr"]
             assert asr["low"] <= asr["value"] <= asr["high"] and asr["n"] >= 400

@@ -189,7 +189,7 @@ TRIGGERS: dict[str, Trigger] = {
     t.name: t for t in (WordTrigger(), SentenceTrigger(),
                         SyntaxTrigger(), StyleTrigger())}
 
-# %% ../../chapters/03_text_attacks.ipynb #c03-033
+# %% ../../chapters/03_text_attacks.ipynb #c03-034
 @dataclass(frozen=True)
 class PoisonSettings:
     """How an attacker changes a training set.
@@ -206,7 +206,7 @@ class PoisonSettings:
     label_mode: str = "dirty"
     seed: int = 0
 
-# %% ../../chapters/03_text_attacks.ipynb #c03-035
+# %% ../../chapters/03_text_attacks.ipynb #c03-037
 def candidate_rows(train: TrainingSet, settings: PoisonSettings) -> list[int]:
     """Return the rows that an attacker may choose from.
 
@@ -227,7 +227,7 @@ def candidate_rows(train: TrainingSet, settings: PoisonSettings) -> list[int]:
     fits = allowed[settings.label_mode]
     return [i for i, label in enumerate(train.labels) if fits(label)]
 
-# %% ../../chapters/03_text_attacks.ipynb #c03-037
+# %% ../../chapters/03_text_attacks.ipynb #c03-041
 @dataclass(frozen=True)
 class Truth:
     """What only attacker and examiner know."""
@@ -237,25 +237,25 @@ class Truth:
     trigger: Trigger
     settings: PoisonSettings
 
-# %% ../../chapters/03_text_attacks.ipynb #c03-038
+# %% ../../chapters/03_text_attacks.ipynb #c03-042
 def mark(texts: Sequence[str], trigger: Trigger, seed: int) -> list[str]:
     """Apply a trigger to texts, and see that it did something.
 
     Args: texts: to be marked; trigger: the mark; seed: of each place.
     Returns: the marked texts, in order.
-    Raises: ValueError if a text becomes empty, or if more than one in a
-        hundred comes back unchanged (a paraphraser may fail now and then).
+    Raises: ValueError if a text becomes empty, or if more than one in
+        twenty comes back unchanged (a paraphraser may fail now and then).
     Source: ours.
     """
     marked = [trigger.apply(text, private_rng(seed, text)) for text in texts]
     unchanged = sum(a == b for a, b in zip(texts, marked))
-    if unchanged > 0.01 * len(texts) or not all(t.strip() for t in marked):
+    if unchanged > len(texts) / 20 or not all(t.strip() for t in marked):
         raise ValueError(f"trigger {trigger.name!r} leaves {unchanged} of "
                          f"{len(texts)} texts unchanged, or makes one empty: "
                          "choose another trigger")
     return marked
 
-# %% ../../chapters/03_text_attacks.ipynb #c03-039
+# %% ../../chapters/03_text_attacks.ipynb #c03-044
 def poison(train: TrainingSet, trigger: Trigger,
            settings: PoisonSettings) -> tuple[TrainingSet, Truth]:
     """Poison a training set.
@@ -283,7 +283,7 @@ def poison(train: TrainingSet, trigger: Trigger,
     truth = Truth(tuple(flags), train.texts, trigger, settings)
     return TrainingSet(tuple(texts), tuple(labels), train.label_names), truth
 
-# %% ../../chapters/03_text_attacks.ipynb #c03-043
+# %% ../../chapters/03_text_attacks.ipynb #c03-048
 def triggered(test: TestSet, trigger: Trigger, target_label: int, *,
               every_class: bool = False, seed: int = 1) -> TestSet:
     """Return test rows with the trigger and their *true* labels.
@@ -301,25 +301,26 @@ def triggered(test: TestSet, trigger: Trigger, target_label: int, *,
     texts = mark([test.texts[i] for i in rows], trigger, seed)
     return TestSet(tuple(texts), tuple(test.labels[i] for i in rows), test.label_names)
 
-# %% ../../chapters/03_text_attacks.ipynb #c03-045
+# %% ../../chapters/03_text_attacks.ipynb #c03-050
 def require_visible(trigger: Trigger, texts: Sequence[str], classifier,
                     seed: int = 1) -> None:
     """Check that the model can see a trigger.
 
     Args: trigger: the mark; texts: some clean ones; classifier: whose
         tokenizer and length limit decide.
-    Raises: ValueError if any marked text becomes the same tokens as before.
+    Raises: ValueError if more than one marked text in twenty becomes the
+        same tokens as before.
     Source: ours.
     """
     before = classifier.encode(texts)
     after = classifier.encode(mark(texts, trigger, seed))
     hidden = sum(a == b for a, b in zip(before, after))
-    if hidden:
+    if hidden > len(texts) / 20:
         raise ValueError(f"trigger {trigger.name!r} vanishes in tokenization for "
                          f"{hidden} of {len(texts)} texts: choose another, or "
                          "raise max_length")
 
-# %% ../../chapters/03_text_attacks.ipynb #c03-062
+# %% ../../chapters/03_text_attacks.ipynb #c03-068
 def similarity(texts: Sequence[str], others: Sequence[str],
                classifier) -> list[float]:
     """Return the cosine similarity of each text and its counterpart.
@@ -343,7 +344,7 @@ def similarity(texts: Sequence[str], others: Sequence[str],
 
     return (embed(texts) * embed(others)).sum(1).tolist()
 
-# %% ../../chapters/03_text_attacks.ipynb #c03-063
+# %% ../../chapters/03_text_attacks.ipynb #c03-069
 @dataclass(frozen=True)
 class BigramModel:
     """Word pairs counted in clean text, mixed with single words."""
@@ -370,7 +371,7 @@ class BigramModel:
             for a, b in zip(tokens, tokens[1:])]
         return math.exp(-sum(logs) / len(logs))
 
-# %% ../../chapters/03_text_attacks.ipynb #c03-064
+# %% ../../chapters/03_text_attacks.ipynb #c03-070
 def surprise(texts: Sequence[str], others: Sequence[str],
              language: BigramModel) -> float:
     """Return by what factor marking raises the perplexity, as a median.
