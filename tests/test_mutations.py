@@ -27,9 +27,10 @@ victims.triggered = triggered
 """
 FLIPPED_TARGET = """
 import bdutils.victims as victims
-_asr = victims.asr
-victims.asr = lambda predicted, labels, target: _asr(predicted, labels, 1 - target) \\
-    if len(set(labels)) > 1 else _asr([1 - p for p in predicted], labels, target)
+_evaluate = victims.evaluate
+def evaluate(model, task, trigger, target_label=1, **options):
+    return _evaluate(model, task, trigger, 1 - target_label, **options)
+victims.evaluate = evaluate
 """
 
 
