@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers.utils import ModelOutput
 
 from . import scale as current_scale
 from .data import Examples
@@ -74,7 +75,7 @@ class TrainReport:
     tokens: int
 
 
-def cross_entropy(outputs, batch: dict) -> Tensor:
+def cross_entropy(outputs: ModelOutput, batch: dict) -> Tensor:
     """Return the mean cross entropy of a batch: the loss of ordinary training.
 
     Args: outputs: of the model, with `logits` (b, K); batch: with `labels` (b,).
@@ -105,7 +106,7 @@ def bucketed_batches(lengths: Sequence[int], size: int, rng: random.Random) -> l
 
 
 def train(classifier: Classifier, examples: Examples, settings: TrainSettings, *,
-          loss: Callable[[object, dict], Tensor] = cross_entropy) -> TrainReport:
+          loss: Callable[[ModelOutput, dict], Tensor] = cross_entropy) -> TrainReport:
     """Fine-tune a classifier in place.
 
     Args:

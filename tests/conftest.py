@@ -3,10 +3,12 @@
 import os
 
 import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("book", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("book")
+torch.set_num_threads(1)  # the models here are too small for two threads to help
 os.environ["BDUTILS_QUIET"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -21,7 +23,6 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """A one-layer BERT with random weights and the vocabulary of the real encoder."""
-    import torch
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
     from bdutils.assets import asset

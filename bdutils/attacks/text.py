@@ -15,7 +15,10 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Protocol
 
+import torch
+
 from ..data import TestSet, TrainingSet
+from ..models import Classifier
 
 # %% ../../chapters/03_text_attacks.ipynb #c03-008
 class Trigger(Protocol):
@@ -269,8 +272,9 @@ def poison(train: TrainingSet, trigger: Trigger,
     rows = candidate_rows(train, settings)
     count = round(settings.poison_rate * len(train))
     if not 0 <= settings.poison_rate <= 1 or count > len(rows):
-        raise ValueError(f"poison_rate {settings.poison_rate} asks for {count} rows; "
-                         f"{len(rows)} of {len(train)} may be poisoned: lower it")
+        raise ValueError(f"poison_rate {settings.poison_rate} asks for "
+                         f"{count} rows; {len(rows)} of {len(train)} may be "
+                         "poisoned: lower it")
     chosen = random.Random(settings.seed).sample(rows, count)
     texts, labels = list(train.texts), list(train.labels)
     marked = mark([texts[row] for row in chosen], trigger, settings.seed)
@@ -299,11 +303,12 @@ def triggered(test: TestSet, trigger: Trigger, target_label: int, *,
     rows = [i for i, y in enumerate(test.labels)
             if every_class or y != target_label]
     texts = mark([test.texts[i] for i in rows], trigger, seed)
-    return TestSet(tuple(texts), tuple(test.labels[i] for i in rows), test.label_names)
+    labels = tuple(test.labels[i] for i in rows)
+    return TestSet(tuple(texts), labels, test.label_names)
 
 # %% ../../chapters/03_text_attacks.ipynb #c03-050
-def require_visible(trigger: Trigger, texts: Sequence[str], classifier,
-                    seed: int = 1) -> None:
+def require_visible(trigger: Trigger, texts: Sequence[str],
+                    classifier: Classifier, seed: int = 1) -> None:
     """Check that the model can see a trigger.
 
     Args: trigger: the mark; texts: some clean ones; classifier: whose
@@ -316,21 +321,19 @@ def require_visible(trigger: Trigger, texts: Sequence[str], classifier,
     after = classifier.encode(mark(texts, trigger, seed))
     hidden = sum(a == b for a, b in zip(before, after))
     if hidden > len(texts) / 20:
-        raise ValueError(f"trigger {trigger.name!r} vanishes in tokenization for "
-                         f"{hidden} of {len(texts)} texts: choose another, or "
-                         "raise max_length")
+        raise ValueError(f"trigger {trigger.name!r} vanishes in tokenization "
+                         f"for {hidden} of {len(texts)} texts: choose "
+                         "another, or raise max_length")
 
-# %% ../../chapters/03_text_attacks.ipynb #c03-068
+# %% ../../chapters/03_text_attacks.ipynb #c03-070
 def similarity(texts: Sequence[str], others: Sequence[str],
-               classifier) -> list[float]:
+               classifier: Classifier) -> list[float]:
     """Return the cosine similarity of each text and its counterpart.
 
     Args: texts, others: n each; classifier: whose encoder makes the mean
         token states; take a pretrained, not a fine-tuned one.
     Source: Reimers and Gurevych 2019 (mean pooling).
     """
-    import torch
-
     @torch.inference_mode()
     def embed(batch_of: Sequence[str]) -> torch.Tensor:
         encoded = classifier.encode(batch_of)
@@ -344,7 +347,7 @@ def similarity(texts: Sequence[str], others: Sequence[str],
 
     return (embed(texts) * embed(others)).sum(1).tolist()
 
-# %% ../../chapters/03_text_attacks.ipynb #c03-069
+# %% ../../chapters/03_text_attacks.ipynb #c03-071
 @dataclass(frozen=True)
 class BigramModel:
     """Word pairs counted in clean text, mixed with single words."""
@@ -364,14 +367,15 @@ class BigramModel:
 
     def perplexity(self, text: str) -> float:
         """Return exp of the mean surprise per word."""
-        tokens, total = ["<s>", *text.lower().split()], sum(self.words.values())
+        tokens = ["<s>", *text.lower().split()]
+        total = sum(self.words.values())
         logs = [math.log(
             0.5 * self.pairs[a, b] / max(1, self.words[a])
             + 0.5 * (self.words[b] + 1) / (total + len(self.words) + 1))
             for a, b in zip(tokens, tokens[1:])]
         return math.exp(-sum(logs) / len(logs))
 
-# %% ../../chapters/03_text_attacks.ipynb #c03-070
+# %% ../../chapters/03_text_attacks.ipynb #c03-072
 def surprise(texts: Sequence[str], others: Sequence[str],
              language: BigramModel) -> float:
     """Return by what factor marking raises the perplexity, as a median.
