@@ -1,5 +1,8 @@
 """Settings of pytest that hold for the tests and for the chapters."""
 
+import os
+
+os.environ["BDUTILS_QUIET"] = "1"  # a progress bar is an output that the stored page has not
 
 def pytest_collectstart(collector) -> None:
     """Leave out of nbval's comparison what differs from machine to machine.

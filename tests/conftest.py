@@ -9,7 +9,6 @@ from hypothesis import settings
 settings.register_profile("book", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("book")
 torch.set_num_threads(1)  # the models here are too small for two threads to help
-os.environ["BDUTILS_QUIET"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
