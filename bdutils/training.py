@@ -23,13 +23,13 @@ from .models import Classifier
 class TrainSettings:
     """How a classifier is fine-tuned.
 
-    Fields, each with its range and where the default comes from (ours = measured for the small
-    encoder on two CPU cores; chapter 1 tells how):
+    Fields, each with its range and where the default comes from (ours = tried with the small
+    encoder on other random splits of the sentiment set):
         epochs: passes over the data, >= 1; ours, the backdoor is in after one.
         lr: peak learning rate of AdamW, > 0; ours, well above the usual 2e-5
             because the encoder is small and sees few rows.
         batch_size: rows a step, >= 1; Cui et al. 2022.
-        max_length: tokens kept, >= 4; ours, 98 % of the snippets are shorter.
+        max_length: tokens kept, >= 4; ours, 97 % of the snippets fit.
         warmup: share of the steps with a rising rate, 0 to 1; ours.
         weight_decay: of AdamW, >= 0; PyTorch's default.
         max_grad_norm: clipping, > 0; Devlin et al. 2019.
