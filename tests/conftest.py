@@ -21,7 +21,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
-    """A one-layer BERT with random weights and the vocabulary of the real encoder."""
+    """A two-layer BERT with random weights and the vocabulary of the real encoder."""
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
     from bdutils.assets import asset
