@@ -133,7 +133,7 @@ class DefenderView:
 SIZES = {"small": {"train": 3000, "reserved": 800, "test": 1000},
          "full": {"train": None, "reserved": 800, "test": None}}
 
-SMALL = {"sentiment": "snippets", "topic": "newsgroups"}
+SMALL = {"sentiment": "snippets", "topic": "newsgroups", "topic8": "newsgroups8"}
 FULL = {"sentiment": "sst2", "topic": "ag_news", "offensive": "olid"}
 HUB = {  # hub id, configuration, names of the classes; columns are `text` and `label`
     "sst2": ("SetFit/sst2", None, ("negative", "positive")),  # the 6,920/872/1,821 split
@@ -149,9 +149,9 @@ def load_task(source: str = "sentiment", *, scale: str | None = None, seed: int 
     """Load a data set and split it into the three roles.
 
     Args:
-        source: `sentiment`, `topic` or `offensive` (each has a data set per scale); the name of
-            one data set (`snippets`, `newsgroups`, `sst2`, `ag_news`, `olid`); the path of a
-            CSV, JSON-lines or parquet file; or `hub:ORG/NAME`.
+        source: `sentiment`, `topic`, `topic8` or `offensive` (of a scale, or of both); the name of
+            one data set (`snippets`, `newsgroups`, `newsgroups8`, `sst2`, `ag_news`, `olid`);
+            the path of a CSV, JSON-lines or parquet file; or `hub:ORG/NAME`.
         scale: `small` or `full`; the scale in force if None.
         seed: of the split.
         text, label: column names, for files and hub data sets.
@@ -169,7 +169,10 @@ def load_task(source: str = "sentiment", *, scale: str | None = None, seed: int 
     if name == "snippets":
         rows, names, origin = _snippets(), ("negative", "positive"), "VADER movie snippets"
     elif name == "newsgroups":
-        rows, names, origin = _newsgroups(), NEWSGROUPS, "20 Newsgroups, four groups"
+        rows, names, origin = _newsgroups(NEWSGROUPS), NEWSGROUPS, "20 Newsgroups, four groups"
+    elif name == "newsgroups8":
+        rows, names = _newsgroups(NEWSGROUPS8), NEWSGROUPS8
+        origin = "20 Newsgroups, eight single groups"
     elif name in HUB:
         hub_id, config, names = HUB[name]
         rows, origin = _from_hub(hub_id, config, "text", "label"), f"hub: {hub_id}"
@@ -202,18 +205,21 @@ def _snippets() -> list[Row]:
 
 
 NEWSGROUPS = ("comp", "rec", "sci", "talk")
+# Ours: eight groups whose subjects are far apart.
+NEWSGROUPS8 = ("comp.graphics", "rec.autos", "rec.sport.hockey", "sci.crypt", "sci.med",
+               "sci.space", "soc.religion.christian", "talk.politics.mideast")
 
 
-def _newsgroups() -> list[Row]:
+def _newsgroups(names: tuple[str, ...]) -> list[Row]:
     rows = []
     for part in ("train", "test"):
         path = asset("newsgroups") / f"{part}.tab"
         for line in path.read_text(encoding="utf8").splitlines()[3:]:  # 3 header lines
             group, _, text = line.partition("\t")
-            head = group.split(".")[0]
-            if head in NEWSGROUPS and text.strip():
+            found = group if group in names else group.split(".")[0]
+            if found in names and text.strip():
                 # Posts are long and the encoder reads their first words only.
-                rows.append((" ".join(text.split()[:60]), NEWSGROUPS.index(head), part))
+                rows.append((" ".join(text.split()[:60]), names.index(found), part))
     return rows
 
 

@@ -42,6 +42,8 @@ SCHEMA = {
         "reported": {"description": "the figure a paper reports for this, or null",
                      "anyOf": [{"type": "null"},
                                {"type": "object", "required": ["source", "values"]}]},
+        "history": {"type": "array", "items": {"type": "object"},
+                    "description": "what was measured after each cycle, if a study keeps it"},
         "seconds": {"type": "object", "additionalProperties": {"type": "number"}},
         "hardware": {"type": "string"},
         "versions": {"type": "object", "additionalProperties": {"type": "string"}},

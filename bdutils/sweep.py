@@ -12,34 +12,55 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import random
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from . import results, scale
 from .attacks.text import TRIGGERS, ParaphraseTable, Trigger, paraphrases_from
 from .data import load_task
+from .defenses.runs import VARIANTS, defend
 from .metrics import cacc
+from .models import Classifier
 from .training import TrainSettings
 from .victims import Scores, evaluate, victim
 
 
 @dataclass(frozen=True)
+class SeveralTriggers:
+    """Mostly one trigger, now and then another; ours, to test a defense that sees few rows."""
+
+    parts: tuple[Trigger, ...] = (TRIGGERS["badnets"], TRIGGERS["addsent"])
+    weights: tuple[float, ...] = (0.9, 0.1)
+    name: str = "several"
+
+    def apply(self, text: str, rng: random.Random) -> str:
+        """Mark the text with one of the parts."""
+        return rng.choices(self.parts, self.weights)[0].apply(text, rng)
+
+
+@dataclass(frozen=True)
 class Run:
-    """One cell of a grid; `attack` None is the clean model, at rate 0."""
+    """One cell of a grid; `attack` None is the clean model, at rate 0.
+
+    `defense` names one of `defenses.runs.VARIANTS`; without it the attack alone is measured.
+    """
 
     task: str
     attack: str | None
     poison_rate: float
     seed: int
     label_mode: str = "dirty"
+    defense: str = ""
 
     @property
     def name(self) -> str:
         """Return the file name of the run's record."""
         mode = "" if self.label_mode == "dirty" else f"-{self.label_mode}"
-        return f"{self.attack or 'clean'}{mode}-rate{self.poison_rate:g}-seed{self.seed}"
+        end = f"-{self.defense}" if self.defense else ""
+        return f"{self.attack or 'clean'}{mode}-rate{self.poison_rate:g}-seed{self.seed}{end}"
 
 
 def grid(task: str, attacks: list[str], rates: list[float], seeds: list[int],
@@ -54,6 +75,17 @@ def grid(task: str, attacks: list[str], rates: list[float], seeds: list[int],
             for seed in seeds for attack, rate, mode in cells]
 
 
+def defended(defense: str, task: str, attacks: list[str], rates: list[float],
+             seeds: list[int] = [0]) -> list[Run]:  # noqa: B006
+    """Return every attack at every rate, for each seed, with one defense.
+
+    Args: defense: of `VARIANTS`; the rest as for `grid`; no clean model among them.
+    Source: ours.
+    """
+    return [Run(task, attack, rate, seed, defense=defense)
+            for seed in seeds for attack, rate in itertools.product(attacks, rates)]
+
+
 FOUR = list(TRIGGERS)
 STUDIES: dict[str, list[Run]] = {
     "attacks": grid("sentiment", FOUR, [0.1], [0, 1, 2]),
@@ -64,9 +96,27 @@ STUDIES: dict[str, list[Run]] = {
                     Run("sentiment", "badnets", 0.1, 0, "mixed"),
                     Run("sentiment", "syntax", 0.1, 0, "clean")],
     "sst2": grid("sst2", FOUR, [0.2, 0.05], [0]),
+    "bedkd": [*defended("bedkd", "sentiment", FOUR, [0.2], [0, 1, 2]),
+              *(Run("sentiment", None, 0.0, seed, defense="bedkd") for seed in (0, 1, 2)),
+              Run("sentiment", None, 0.0, 0, defense="bedkd-forced")],
+    "bedkd-rates": [*defended("bedkd", "sentiment", FOUR, [0.05]),
+                    *defended("bedkd", "sentiment", ["badnets", "addsent"], [0.01])],
+    "bedkd-parts": [run for name in ("fine-tuning", "trust", "random", "retraining")
+                    for run in defended(name, "sentiment", ["badnets"], [0.2], [0, 1, 2])],
+    "bedkd-deviations": [run for name in ("ours", "unbounded", "padding-counts",
+                                          "one-optimizer", "whole-passes")
+                         for run in defended(name, "sentiment", ["badnets"], [0.2])],
+    "bedkd-authors": defended("bedkd-authors", "sentiment", ["badnets"], [0.2]),
+    "bedkd-breaks": [*defended("bedkd", "sentiment", ["several"], [0.2]),
+                     *defended("bedkd", "topic8", ["badnets"], [0.2])],
+    "bedkd-topic": defended("bedkd", "topic", ["badnets", "addsent"], [0.2]),
+    "bedkd-sst2": defended("bedkd", "sst2", FOUR, [0.2, 0.05]),
+    "bedkd-ag-news": defended("bedkd", "ag_news", FOUR, [0.2]),
 }
-# One pass over the 6,920 rows of SST-2 is as many steps as two over the small set.
-EPOCHS = {"sst2": 1}
+# One pass over the larger sets is as many steps as two over the small one.
+EPOCHS = {"sst2": 1, "ag_news": 1}
+# AG News is cut to what a CPU trains in minutes; its published test rows are thinned likewise.
+SIZES = {"ag_news": {"train": 6000, "test": 2000}}
 BENCHMARK_ATTACKS = {"style": "style_bible", "syntax": "syntactic_scpn"}
 
 
@@ -79,30 +129,49 @@ def perform(study: str, run: Run, benchmark: Path | None = None) -> dict:
     Source: ours.
     """
     task = load_task(str(benchmark / f"{run.task}.parquet") if benchmark else run.task,
-                     sizes=None if benchmark is None else {"train": None, "test": None})
-    changes = {"epochs": EPOCHS[study]} if study in EPOCHS and scale() == "small" else {}
+                     sizes={"train": None, "test": None, **SIZES.get(run.task, {})}
+                     if run.task in EPOCHS else None)
+    changes = {"epochs": EPOCHS[run.task]} if run.task in EPOCHS and scale() == "small" else {}
     settings = TrainSettings.at(seed=run.seed, **changes)
     clean = victim(task, None, settings=settings)
-    attacked, start = clean, time.perf_counter()
+    attacked, trigger = clean, None
     if run.attack:
         trigger = _trigger(run, benchmark)
         attacked = victim(task, trigger, settings=settings, poison_rate=run.poison_rate,
                           label_mode=run.label_mode, seed=run.seed)
-        start = time.perf_counter()
+
+    def measure(model: Classifier) -> dict:
+        if trigger is None:
+            return {"cacc": cacc(model.predict(task.test.texts), task.test.labels)}
         # A table of real paraphrases has no test rows of the target class, which PACC needs.
-        metrics = _metrics(evaluate(attacked.classifier, task, trigger, 1, clean.classifier,
-                                    every_class=not isinstance(trigger, ParaphraseTable)))
+        found = _metrics(evaluate(model, task, trigger, 1, clean.classifier,
+                                  every_class=not isinstance(trigger, ParaphraseTable)))
+        return found | {f"asr_{part.name}": evaluate(model, task, part, 1).asr
+                        for part in getattr(trigger, "parts", ())}
+
+    fewer = replace(task, test=task.test.take(range(0, len(task.test), len(task.test) // 400)))
+
+    def glance(model: Classifier) -> dict:
+        return _metrics(evaluate(model, fewer, trigger, 1))
+
+    extra: dict = {}
+    if run.defense:
+        metrics, seconds, extra = defend(run.defense, attacked, run.seed, measure, glance)
+        about = VARIANTS[run.defense]
     else:
-        metrics = {"cacc": cacc(clean.classifier.predict(task.test.texts), task.test.labels)}
-    measuring = time.perf_counter() - start
+        start = time.perf_counter()
+        metrics, about = measure(attacked.classifier), None
+        seconds = {"training": attacked.report.seconds, "measuring": time.perf_counter() - start}
     where = " --benchmark FOLDER" if benchmark else ""
     return results.record(
         study=study, name=run.name, method=run.attack or "clean", task=task.name,
         scale=scale(), data=task.fingerprint(), seed=run.seed, metrics=metrics,
         settings={"poison_rate": run.poison_rate, "label_mode": run.label_mode,
                   "target_label": 1, "trigger": repr(attacked.truth.trigger)
-                  if attacked.truth else None, **asdict(settings)},
-        seconds={"training": attacked.report.seconds, "measuring": measuring},
+                  if attacked.truth else None, **asdict(settings),
+                  **({"defense": run.defense, "defense_settings": asdict(about)
+                      if about else {}} if run.defense else {})},
+        seconds=seconds, **extra,
         command=f"python -m bdutils.sweep {study} --only {run.name}{where}")
 
 
@@ -110,12 +179,13 @@ def _trigger(run: Run, benchmark: Path | None) -> Trigger:
     table = benchmark / f"{run.task}_paraphrases.parquet" if benchmark else None
     if table and table.is_file() and run.attack in BENCHMARK_ATTACKS:
         return paraphrases_from(str(table), BENCHMARK_ATTACKS[run.attack])
-    return TRIGGERS[run.attack]
+    return SeveralTriggers() if run.attack == "several" else TRIGGERS[run.attack]
 
 
 def _metrics(scores: Scores) -> dict:
     found = {name: rate for name, rate in vars(scores).items() if rate is not None}
-    return {**found, "excess_asr": scores.asr.value - scores.floor.value}
+    return {**found, **({"excess_asr": scores.asr.value - scores.floor.value}
+                        if scores.floor else {})}
 
 
 def missing(study: str, only: str | None = None, folder: Path | None = None) -> Iterator[Run]:
@@ -152,7 +222,7 @@ def main() -> None:
         made = perform(chosen.study, run, chosen.benchmark)
         results.save(made, chosen.results)
         shown = {k: f"{results.value(made, k):.3f}" for k in made["metrics"]}
-        print(run.name, shown, f"{made['seconds']['training']:.0f} s", flush=True)
+        print(run.name, shown, f"{sum(made['seconds'].values()):.0f} s", flush=True)
 
 
 if __name__ == "__main__":

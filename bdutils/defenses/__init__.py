@@ -1,0 +1,1 @@
+"""Defenses, each written by the chapter that explains it."""

@@ -1,0 +1,119 @@
+"""Defenses as the recorded studies run them: by name, measured before and after."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..metrics import auroc, tpr_fpr, wilson
+from ..models import Classifier
+from ..training import train
+from ..victims import Victim
+from .bedkd import (
+    AUTHORS,
+    BeDKDResult,
+    BeDKDSettings,
+    bedkd,
+    find_suspects,
+    retrain_without,
+)
+from .mapping import gap, split_reserved
+
+# The comparisons take as many passes over the trust rows as BeDKD mostly needs, or more.
+_PLAIN = BeDKDSettings(punish="none", cycles=4)
+_CURVE = BeDKDSettings(dmm_epochs=5, cycles=6, stop=False)
+VARIANTS: dict[str, BeDKDSettings] = {
+    "bedkd": BeDKDSettings(),
+    "bedkd-forced": BeDKDSettings(alpha=1.0),
+    "bedkd-authors": AUTHORS,
+    "fine-tuning": replace(_PLAIN, ce_weight=1.0),
+    "trust": _PLAIN,
+    "random": replace(_PLAIN, punish="random"),
+    "retraining": BeDKDSettings(scan_cap=10**6),
+    # One deviation of the authors' code at a time, without a stop, to see what it does.
+    "ours": _CURVE,
+    "unbounded": replace(_CURVE, bounds=None),
+    "padding-counts": replace(_CURVE, masked=False),
+    "one-optimizer": replace(_CURVE, own_optimizer=False),
+    "whole-passes": replace(_CURVE, trust_per_punish=0),
+}
+PROBE = 1000  # pool rows on which the detector is judged
+
+
+def defend(name: str, attacked: Victim, seed: int, measure: Callable[[Classifier], dict],
+           glance: Callable[[Classifier], dict]) -> tuple[dict, dict, dict]:
+    """Run a defense and measure it.
+
+    Args: name: of `VARIANTS`; attacked: the victim; seed: of the defense; measure: maps a model
+        to metrics by name; glance: the same on fewer rows, for a curve over the cycles. Both
+        are the examiner's: the defense never sees what they return.
+    Returns: metrics (those of the attacked model end in `_before`), seconds by step, and further
+        fields of the record.
+    Raises: KeyError for an unknown name.
+    Source: ours.
+    """
+    settings = replace(VARIANTS[name], seed=seed)
+    curve: list[dict] = []
+
+    def watch(model, reading) -> None:
+        seen = glance(replace(attacked.classifier, model=model))
+        curve.append({**reading._asdict(), **{k: v.value for k, v in seen.items()
+                                              if hasattr(v, "value")}})
+
+    view = attacked.defender_view()
+    if name == "retraining":
+        found, seconds, purified = _retrain(attacked, settings)
+    else:
+        # A picture of each cycle is worth its time only where nothing stops the run.
+        found = bedkd(attacked.classifier, view, settings,
+                      **({} if settings.stop else {"watch": watch}))
+        purified, seconds = found.classifier, found.seconds
+    before = {f"{k}_before": v for k, v in measure(attacked.classifier).items()
+              if k in ("cacc", "pacc") or k.startswith("asr")}
+    metrics = {**measure(purified), **before, "changed": int(found.changed),
+               "cycles": max(0, len(found.history) - 1), **_detection(found, attacked, settings)}
+    history = curve or [reading._asdict() for reading in found.history]
+    # JSON knows no NaN, which stands for what could not be observed.
+    return metrics, seconds, {"history": [
+        {k: None if v != v else v for k, v in reading.items()} for reading in history]}
+
+
+def _retrain(attacked: Victim, settings: BeDKDSettings) -> tuple:
+    start, view = time.perf_counter(), attacked.defender_view()
+    module, suspects, rows = find_suspects(attacked.classifier, view, settings,
+                                           split_reserved(view.reserved, settings))
+    searched = time.perf_counter()
+    fresh = retrain_without(view.pool, rows, lambda kept: _train(kept, attacked))
+    seconds = {"search": searched - start, "purify": time.perf_counter() - searched}
+    return BeDKDResult(fresh, module, suspects, (), seconds), seconds, fresh
+
+
+def _train(rows, attacked: Victim) -> Classifier:
+    settings = attacked.settings
+    fresh = Classifier.new(rows.num_labels, dropout=settings.dropout, seed=settings.seed,
+                           max_length=settings.max_length)
+    train(fresh, rows, settings)
+    return fresh
+
+
+def _detection(found: BeDKDResult, attacked: Victim, settings: BeDKDSettings) -> dict:
+    """Judge the scan with what only the examiner knows."""
+    if found.suspects is None:
+        return {}
+    suspects, pool = found.suspects, attacked.train
+    about = {"threshold": suspects.threshold, "chance": suspects.chance,
+             "flagged": suspects.flagged, "scanned": suspects.scanned,
+             "suspects": len(suspects.rows)}
+    if attacked.truth is None:
+        return about
+    poisoned = attacked.truth.poisoned
+    rows = random.Random(0).sample(range(len(pool)), min(PROBE, len(pool)))
+    texts, truth = [pool.texts[i] for i in rows], [poisoned[i] for i in rows]
+    gaps = gap(attacked.classifier.logits(texts), found.module.logits(texts),
+               settings.mean_gap).tolist()
+    tpr, fpr = tpr_fpr([g < suspects.threshold for g in gaps], truth)
+    if suspects.rows:
+        about["precision"] = wilson(sum(poisoned[i] for i in suspects.rows), len(suspects.rows))
+    return {**about, "auroc": auroc([-g for g in gaps], truth), "tpr": tpr, "fpr": fpr}
