@@ -96,22 +96,12 @@ STUDIES: dict[str, list[Run]] = {
                     Run("sentiment", "badnets", 0.1, 0, "mixed"),
                     Run("sentiment", "syntax", 0.1, 0, "clean")],
     "sst2": grid("sst2", FOUR, [0.2, 0.05], [0]),
-    "bedkd": [*defended("bedkd", "sentiment", FOUR, [0.2], [0, 1, 2]),
-              *(Run("sentiment", None, 0.0, seed, defense="bedkd") for seed in (0, 1, 2)),
-              Run("sentiment", None, 0.0, 0, defense="bedkd-forced")],
-    "bedkd-rates": [*defended("bedkd", "sentiment", FOUR, [0.05]),
-                    *defended("bedkd", "sentiment", ["badnets", "addsent"], [0.01])],
+    "bedkd": [*defended("bedkd", "sentiment", ["badnets", "addsent"], [0.2], [0, 1]),
+              *defended("bedkd", "sentiment", ["syntax"], [0.2])],
     "bedkd-parts": [run for name in ("fine-tuning", "trust", "random", "retraining")
-                    for run in defended(name, "sentiment", ["badnets"], [0.2], [0, 1, 2])],
-    "bedkd-deviations": [run for name in ("ours", "unbounded", "padding-counts",
-                                          "one-optimizer", "whole-passes")
+                    for run in defended(name, "sentiment", ["badnets"], [0.2])],
+    "bedkd-deviations": [run for name in ("ours", "unbounded")
                          for run in defended(name, "sentiment", ["badnets"], [0.2])],
-    "bedkd-authors": defended("bedkd-authors", "sentiment", ["badnets"], [0.2]),
-    "bedkd-breaks": [*defended("bedkd", "sentiment", ["several"], [0.2]),
-                     *defended("bedkd", "topic8", ["badnets"], [0.2])],
-    "bedkd-topic": defended("bedkd", "topic", ["badnets", "addsent"], [0.2]),
-    "bedkd-sst2": defended("bedkd", "sst2", FOUR, [0.2, 0.05]),
-    "bedkd-ag-news": defended("bedkd", "ag_news", FOUR, [0.2]),
 }
 # One pass over the larger sets is as many steps as two over the small one.
 EPOCHS = {"sst2": 1, "ag_news": 1}
@@ -140,11 +130,12 @@ def perform(study: str, run: Run, benchmark: Path | None = None) -> dict:
         attacked = victim(task, trigger, settings=settings, poison_rate=run.poison_rate,
                           label_mode=run.label_mode, seed=run.seed)
 
-    def measure(model: Classifier) -> dict:
+    def measure(model: Classifier, with_floor: bool = True) -> dict:
         if trigger is None:
             return {"cacc": cacc(model.predict(task.test.texts), task.test.labels)}
         # A table of real paraphrases has no test rows of the target class, which PACC needs.
-        found = _metrics(evaluate(model, task, trigger, 1, clean.classifier,
+        found = _metrics(evaluate(model, task, trigger, 1,
+                                  clean.classifier if with_floor else None,
                                   every_class=not isinstance(trigger, ParaphraseTable)))
         return found | {f"asr_{part.name}": evaluate(model, task, part, 1).asr
                         for part in getattr(trigger, "parts", ())}
@@ -152,7 +143,7 @@ def perform(study: str, run: Run, benchmark: Path | None = None) -> dict:
     fewer = replace(task, test=task.test.take(range(0, len(task.test), len(task.test) // 400)))
 
     def glance(model: Classifier) -> dict:
-        return _metrics(evaluate(model, fewer, trigger, 1))
+        return _metrics(evaluate(model, fewer, trigger, 1, every_class=True))
 
     extra: dict = {}
     if run.defense:

@@ -4,7 +4,7 @@
 __all__ = ['Reader', 'LossSettings', 'Step', 'row_terms', 'bedkd_loss', 'read_text', 'prepare', 'learn', 'adam', 'ModuleSettings',
            'split_reserved', 'flip', 'mapping_module', 'gap', 'ScanSettings', 'chance', 'Suspects', 'scan']
 
-# %% ../../chapters/05_mapping_module.ipynb #c05-001
+# %% ../../chapters/05_mapping_module.ipynb #c05-006
 import copy
 import math
 import random
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..data import Examples, ReservedSet, TrainingSet
 from ..models import Classifier
 
-# %% ../../chapters/05_mapping_module.ipynb #c05-003
+# %% ../../chapters/05_mapping_module.ipynb #c05-007
 @dataclass(frozen=True)
 class LossSettings:
     """What all three uses of the loss share. [In brackets: authors' code]
@@ -27,9 +27,9 @@ class LossSettings:
     ce_weight: a, weight of the labels, 0 to 1 [0.3].
     lr: of Adam, constant, > 0 [3e-5]. batch_size: rows a step [16].
     masked: padding does not count in the MSE; ours [it counts].
-    bounds: caps of a row's cross entropy, divergence and feature distance
-        in a punish step, or None; ours: a target probability of 5 %, and
-        what the other two are then [None].
+    bounds: make a punish step harmless in the end: an unlikelihood loss
+        in place of -CE, caps of a row's divergence (in units of ln K) and
+        feature distance; ours [None: nothing is bounded].
     seed: of split, order and dropout [42].
     """
 
@@ -37,10 +37,10 @@ class LossSettings:
     lr: float = 3e-5
     batch_size: int = 16
     masked: bool = True
-    bounds: tuple[float, float, float] | None = (3.0, 1.0, 0.5)
+    bounds: tuple[float, float] | None = (1.0, 0.3)
     seed: int = 0
 
-# %% ../../chapters/05_mapping_module.ipynb #c05-005
+# %% ../../chapters/05_mapping_module.ipynb #c05-009
 class Step(NamedTuple):
     """One batch, ready for the model, and what the teacher says of it."""
 
@@ -50,42 +50,45 @@ class Step(NamedTuple):
     features: Tensor  # (b, T, d), the teacher's; images: (b, ...)
     mask: Tensor | None  # (b, T), 0 at padding; None: all counts
 
-# %% ../../chapters/05_mapping_module.ipynb #c05-007
+# %% ../../chapters/05_mapping_module.ipynb #c05-010
 def row_terms(logits: Tensor, features: Tensor, step: Step,
               temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return cross entropy, divergence and feature distance of each row.
 
     Args: logits (b, K), features (b, T, d): of the student; step: batch
-        and teacher; temperature: tau, of the divergence only.
+        and teacher; temperature: > 0, of the divergence only.
     Returns: three tensors (b,), in nats and in squared units.
     Source: Wu et al. 2025, from their code.
     """
     ce = F.cross_entropy(logits, step.labels, reduction="none")
     teacher = F.log_softmax(step.logits / temperature, dim=1)
     student = F.log_softmax(logits / temperature, dim=1)
-    kl = (teacher.exp() * (teacher - student)).sum(1)  # no factor tau^2
+    kl = (teacher.exp() * (teacher - student)).sum(1)  # no factor T^2
     square = (features - step.features).square()
     if step.mask is None:
         return ce, kl, square.flatten(1).mean(1)
     per_token = square.mean(-1) * step.mask
     return ce, kl, per_token.sum(1) / step.mask.sum(1)
 
-# %% ../../chapters/05_mapping_module.ipynb #c05-009
+# %% ../../chapters/05_mapping_module.ipynb #c05-013
 def bedkd_loss(terms: Sequence[Tensor], settings: LossSettings,
-               sign: int = 1) -> Tensor:
+               sign: int = 1, num_labels: int = 2) -> Tensor:
     """Return the loss of a batch: towards teacher and label, or away.
 
     Args: terms: from `row_terms`; sign: +1 stays near, -1 goes away; only
-        the second is bounded.
+        the second is bounded; num_labels: K, of the bounds.
     Source: Wu et al. 2025, from their code; the bounds are ours.
     """
-    if sign < 0 and settings.bounds is not None:
-        terms = [t.clamp(max=b) for t, b in zip(terms, settings.bounds)]
     ce, kl, mse = terms
-    a = settings.ce_weight
-    return sign * (a * ce + (1 - a) * (kl + mse)).mean()
+    a, b = settings.ce_weight, settings.bounds
+    if sign > 0 or b is None:
+        return sign * (a * ce + (1 - a) * (kl + mse)).mean()
+    # -ln(1 - p) instead of ln p: steep while p is near 1, flat near 0.
+    unlikely = -torch.log(-torch.expm1(-(ce + 1e-12)))
+    far = kl.clamp(max=b[0] * math.log(num_labels)) + mse.clamp(max=b[1])
+    return (a * unlikely - (1 - a) * far).mean()
 
-# %% ../../chapters/05_mapping_module.ipynb #c05-011
+# %% ../../chapters/05_mapping_module.ipynb #c05-016
 def read_text(model: nn.Module,
               inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return a text classifier's logits and its last layer's states.
@@ -100,7 +103,7 @@ def read_text(model: nn.Module,
 
 Reader = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Tensor]]
 
-# %% ../../chapters/05_mapping_module.ipynb #c05-013
+# %% ../../chapters/05_mapping_module.ipynb #c05-017
 @torch.no_grad()
 def prepare(teacher: Classifier, examples: Examples,
             settings: LossSettings) -> list[Step]:
@@ -122,7 +125,7 @@ def prepare(teacher: Classifier, examples: Examples,
                           *read_text(teacher.model, inputs), mask))
     return steps
 
-# %% ../../chapters/05_mapping_module.ipynb #c05-015
+# %% ../../chapters/05_mapping_module.ipynb #c05-019
 def learn(student: nn.Module, steps: Sequence[Step],
           optimizer: torch.optim.Optimizer, settings: LossSettings,
           temperature: float, sign: int = 1,
@@ -138,28 +141,31 @@ def learn(student: nn.Module, steps: Sequence[Step],
     means = torch.zeros(3)
     for step in steps:
         terms = row_terms(*read(student, step.inputs), step, temperature)
-        bedkd_loss(terms, settings, sign).backward()
+        bedkd_loss(terms, settings, sign, step.logits.shape[1]).backward()
         optimizer.step()
         optimizer.zero_grad()
         means += torch.stack([t.detach().mean().cpu() for t in terms])
     student.eval()
     return means / max(1, len(steps))
 
-# %% ../../chapters/05_mapping_module.ipynb #c05-017
-def adam(model: nn.Module, settings: LossSettings) -> torch.optim.Adam:
+# %% ../../chapters/05_mapping_module.ipynb #c05-020
+def adam(model: nn.Module, lr: float,
+         beta: float = 0.999) -> torch.optim.Adam:
     """Return the optimizer: constant rate, no decay, no clipping.
 
-    Source: Wu et al. 2025, from their code.
+    Args: lr: > 0; beta: how slowly it forgets the size of gradients.
+    Source: Wu et al. 2025, from their code, with PyTorch's betas.
     """
     # `fused` takes one pass over weights and moments instead of many.
-    return torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
+    return torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, beta),
+                            fused=True)
 
-# %% ../../chapters/05_mapping_module.ipynb #c05-019
+# %% ../../chapters/05_mapping_module.ipynb #c05-022
 @dataclass(frozen=True)
 class ModuleSettings(LossSettings):
     """How the mapping module is made. [In brackets: authors' code]
 
-    dmm_temperature: tau > 0 [1.5].
+    dmm_temperature: of the divergence, > 0 [1.5].
     dmm_epochs: passes over the flipped rows, >= 1; ours: five do for a
         word, a trigger that shares features with clean text needs more
         [20].
@@ -171,7 +177,7 @@ class ModuleSettings(LossSettings):
     dmm_epochs: int = 10
     shares: tuple[float, float, float] = (0.2, 0.6, 0.2)
 
-# %% ../../chapters/05_mapping_module.ipynb #c05-021
+# %% ../../chapters/05_mapping_module.ipynb #c05-023
 def split_reserved(reserved: ReservedSet, settings: ModuleSettings
                    ) -> list[ReservedSet | None]:
     """Deal the clean rows out: for the module, for trust, held out.
@@ -186,17 +192,20 @@ def split_reserved(reserved: ReservedSet, settings: ModuleSettings
     for label in range(reserved.num_labels):
         rows = [i for i, y in enumerate(reserved.labels) if y == label]
         rng.shuffle(rows)
-        start = 0
+        start, reach = 0, 0.0
         for part, share in zip(parts, settings.shares):
-            stop = start + round(share * len(rows))
-            if share and stop == start:
+            reach += share  # rounded once, so that no row is lost
+            stop = round(reach * len(rows))
+            if stop > len(rows) or (share and stop == start):
                 raise ValueError(f"{len(rows)} reserved rows of class "
-                                 f"{label} are too few for {share:.0%}")
+                                 f"{label} cannot be dealt out by "
+                                 f"{settings.shares}: give more, or shares "
+                                 "that sum to 1 at most")
             part += rows[start:stop]
             start = stop
     return [reserved.take(part) if part else None for part in parts]
 
-# %% ../../chapters/05_mapping_module.ipynb #c05-023
+# %% ../../chapters/05_mapping_module.ipynb #c05-024
 def flip(examples: Examples) -> Examples:
     """Give every row the next class, and the last class the first.
 
@@ -218,7 +227,7 @@ def mapping_module(model: nn.Module, steps: Sequence[Step],
     Source: Wu et al. 2025, section on the DMM, from their code.
     """
     module = copy.deepcopy(model)
-    optimizer = adam(module, settings)
+    optimizer = adam(module, settings.lr)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)  # of dropout, if there is any
         for _ in range(settings.dmm_epochs):
@@ -226,7 +235,7 @@ def mapping_module(model: nn.Module, steps: Sequence[Step],
                   settings.dmm_temperature, read=read)
     return module
 
-# %% ../../chapters/05_mapping_module.ipynb #c05-027
+# %% ../../chapters/05_mapping_module.ipynb #c05-037
 def gap(logits: Tensor, others: Tensor, mean: bool = False) -> Tensor:
     """Return how far apart two models' probabilities are, row by row.
 
@@ -238,7 +247,7 @@ def gap(logits: Tensor, others: Tensor, mean: bool = False) -> Tensor:
     change = (logits.softmax(1) - others.softmax(1)).abs()
     return change.mean(1) if mean else change.sum(1) / 2
 
-# %% ../../chapters/05_mapping_module.ipynb #c05-029
+# %% ../../chapters/05_mapping_module.ipynb #c05-050
 @dataclass(frozen=True)
 class ScanSettings(ModuleSettings):
     """How the pool is searched. [In brackets: authors' code]
@@ -262,7 +271,7 @@ class ScanSettings(ModuleSettings):
     punish_rows: int = 32
     alpha: float = 1e-3
 
-# %% ../../chapters/05_mapping_module.ipynb #c05-031
+# %% ../../chapters/05_mapping_module.ipynb #c05-052
 def chance(labels: Sequence[int], everyone: Sequence[int]) -> float:
     """Return how easily rows drawn at random would share a label so often.
 
@@ -281,7 +290,7 @@ def chance(labels: Sequence[int], everyone: Sequence[int]) -> float:
         found = min(found, len(classes) * tail)
     return found
 
-# %% ../../chapters/05_mapping_module.ipynb #c05-033
+# %% ../../chapters/05_mapping_module.ipynb #c05-054
 class Suspects(NamedTuple):
     """What the scan found."""
 
@@ -292,7 +301,25 @@ class Suspects(NamedTuple):
     held_out_gaps: Tensor  # (m,) of the held-out clean rows
     chance: float  # see `chance`
 
-# %% ../../chapters/05_mapping_module.ipynb #c05-035
+# %% ../../chapters/05_mapping_module.ipynb #c05-055
+def _search(order, pool, look, threshold, cap, size=64):
+    flagged, agreed, scanned = [], [], 0
+    for start in range(0, len(order), size):
+        rows = order[start:start + size]
+        guesses, gaps = look([pool.texts[i] for i in rows])
+        for row, guess, delta in zip(rows, guesses, gaps.tolist()):
+            scanned += 1
+            if delta < threshold:
+                flagged.append(row)
+                # The poisoned rows carry the target label, and the model
+                # believes it: that is how the target gets in, unnamed.
+                if guess == pool.labels[row]:
+                    agreed.append(row)
+            if len(flagged) == cap:
+                return flagged, agreed, scanned
+    return flagged, agreed, scanned
+
+# %% ../../chapters/05_mapping_module.ipynb #c05-056
 def scan(teacher: Classifier, module: Classifier, pool: TrainingSet,
          held_out: ReservedSet | None, settings: ScanSettings) -> Suspects:
     """Look in a training set for rows that the module left unchanged.
@@ -322,21 +349,3 @@ def scan(teacher: Classifier, module: Classifier, pool: TrainingSet,
     seen = [pool.labels[i] for i in order[:scanned]]
     return Suspects(tuple(agreed), len(flagged), scanned, threshold, clean,
                     chance([pool.labels[i] for i in flagged], seen))
-
-# %% ../../chapters/05_mapping_module.ipynb #c05-037
-def _search(order, pool, look, threshold, cap, size=64):
-    flagged, agreed, scanned = [], [], 0
-    for start in range(0, len(order), size):
-        rows = order[start:start + size]
-        guesses, gaps = look([pool.texts[i] for i in rows])
-        for row, guess, delta in zip(rows, guesses, gaps.tolist()):
-            scanned += 1
-            if delta < threshold:
-                flagged.append(row)
-                # The poisoned rows carry the target label, and the model
-                # believes it: that is how the target gets in, unnamed.
-                if guess == pool.labels[row]:
-                    agreed.append(row)
-            if len(flagged) == cap:
-                return flagged, agreed, scanned
-    return flagged, agreed, scanned

@@ -21,34 +21,34 @@ from .bedkd import (
 )
 from .mapping import gap, split_reserved
 
-# The comparisons take as many passes over the trust rows as BeDKD mostly needs, or more.
-_PLAIN = BeDKDSettings(punish="none", cycles=4)
-_CURVE = BeDKDSettings(dmm_epochs=5, cycles=6, stop=False)
+# The comparisons see the trust rows at least as often as BeDKD mostly needs.
+_PLAIN = BeDKDSettings(punish="none", trust_steps=0, cycles=4)
+_CURVE = BeDKDSettings(dmm_epochs=5, cycles=40, stop=False)
 VARIANTS: dict[str, BeDKDSettings] = {
     "bedkd": BeDKDSettings(),
     "bedkd-forced": BeDKDSettings(alpha=1.0),
     "bedkd-authors": AUTHORS,
     "fine-tuning": replace(_PLAIN, ce_weight=1.0),
     "trust": _PLAIN,
-    "random": replace(_PLAIN, punish="random"),
+    "random": BeDKDSettings(punish="random", cycles=30),
     "retraining": BeDKDSettings(scan_cap=10**6),
     # One deviation of the authors' code at a time, without a stop, to see what it does.
     "ours": _CURVE,
     "unbounded": replace(_CURVE, bounds=None),
     "padding-counts": replace(_CURVE, masked=False),
-    "one-optimizer": replace(_CURVE, own_optimizer=False),
-    "whole-passes": replace(_CURVE, trust_per_punish=0),
+    "one-optimizer": replace(_CURVE, punish_lr=0.0),
+    "whole-passes": replace(_CURVE, trust_steps=0, punish_steps=0, cycles=8),
 }
 PROBE = 1000  # pool rows on which the detector is judged
 
 
-def defend(name: str, attacked: Victim, seed: int, measure: Callable[[Classifier], dict],
+def defend(name: str, attacked: Victim, seed: int, measure: Callable[..., dict],
            glance: Callable[[Classifier], dict]) -> tuple[dict, dict, dict]:
     """Run a defense and measure it.
 
     Args: name: of `VARIANTS`; attacked: the victim; seed: of the defense; measure: maps a model
-        to metrics by name; glance: the same on fewer rows, for a curve over the cycles. Both
-        are the examiner's: the defense never sees what they return.
+        (and whether to add the floor) to metrics by name; glance: the same on fewer rows, for a
+        curve over the cycles. Both are the examiner's: the defense never sees what they return.
     Returns: metrics (those of the attacked model end in `_before`), seconds by step, and further
         fields of the record.
     Raises: KeyError for an unknown name.
@@ -57,7 +57,11 @@ def defend(name: str, attacked: Victim, seed: int, measure: Callable[[Classifier
     settings = replace(VARIANTS[name], seed=seed)
     curve: list[dict] = []
 
+    every = 4 if settings.trust_steps else 1  # short cycles need fewer looks
+
     def watch(model, reading) -> None:
+        if reading.cycle % every:
+            return
         seen = glance(replace(attacked.classifier, model=model))
         curve.append({**reading._asdict(), **{k: v.value for k, v in seen.items()
                                               if hasattr(v, "value")}})
@@ -70,14 +74,21 @@ def defend(name: str, attacked: Victim, seed: int, measure: Callable[[Classifier
         found = bedkd(attacked.classifier, view, settings,
                       **({} if settings.stop else {"watch": watch}))
         purified, seconds = found.classifier, found.seconds
-    before = {f"{k}_before": v for k, v in measure(attacked.classifier).items()
+    before = {f"{k}_before": v for k, v in measure(attacked.classifier, False).items()
               if k in ("cacc", "pacc") or k.startswith("asr")}
-    metrics = {**measure(purified), **before, "changed": int(found.changed),
+    metrics = {**measure(purified), **before, "changed": int(found.verdict == "purified"),
                "cycles": max(0, len(found.history) - 1), **_detection(found, attacked, settings)}
     history = curve or [reading._asdict() for reading in found.history]
     # JSON knows no NaN, which stands for what could not be observed.
-    return metrics, seconds, {"history": [
-        {k: None if v != v else v for k, v in reading.items()} for reading in history]}
+    return metrics, seconds, {"history": [_without_nan(reading) for reading in history]}
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(v) for v in value]
+    return None if value != value else value
 
 
 def _retrain(attacked: Victim, settings: BeDKDSettings) -> tuple:
@@ -87,7 +98,7 @@ def _retrain(attacked: Victim, settings: BeDKDSettings) -> tuple:
     searched = time.perf_counter()
     fresh = retrain_without(view.pool, rows, lambda kept: _train(kept, attacked))
     seconds = {"search": searched - start, "purify": time.perf_counter() - searched}
-    return BeDKDResult(fresh, module, suspects, (), seconds), seconds, fresh
+    return BeDKDResult(fresh, module, suspects, (), "purified", seconds), seconds, fresh
 
 
 def _train(rows, attacked: Victim) -> Classifier:
