@@ -115,7 +115,8 @@ Watch = Callable[[nn.Module, Reading], None]
 def ignore(student: nn.Module, reading: Reading) -> None:
     """Do nothing after a cycle; an examiner may give something else.
 
-    Source: ours. Nothing that a watcher does or returns is used.
+    Source: ours. What a watcher returns is not used, and it must leave
+    student and random state as they are.
     """
 
 # %% ../../chapters/06_bedkd.ipynb #c06-046
@@ -232,7 +233,7 @@ def find_suspects(classifier: Classifier, view: DefenderView,
     """Do the first half of the defense: module and scan.
 
     Args: parts: from `split_reserved`.
-    Returns: module, scan and the rows to use, in random order.
+    Returns: module, scan and the rows to use, in the order of the scan.
     Source: Wu et al. 2025.
     """
     if settings.punish == "none":
