@@ -92,8 +92,7 @@ def victim(task: Task, attack: str | Trigger | None = "badnets", *,
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
     def build(folder: Path) -> None:
-        fresh = Classifier.new(rows.num_labels, source=source, dropout=settings.dropout,
-                               max_length=settings.max_length, seed=settings.seed)
+        fresh = untrained(rows.num_labels, settings)
         if truth is not None:
             require_visible(truth.trigger, task.train.texts[:200], fresh)
         report = train(fresh, rows, settings)
@@ -104,6 +103,15 @@ def victim(task: Task, attack: str | Trigger | None = "badnets", *,
     folder = entry(f"models/{task.name}-{name}-{digest}", build, about)
     report = TrainReport(**json.loads((folder / "training.json").read_text(encoding="utf8")))
     return Victim(Classifier.load(folder), task, rows, truth, settings, report)
+
+
+def untrained(num_labels: int, settings: TrainSettings) -> Classifier:
+    """Return the encoder of the scale with a fresh head, as `settings` want it.
+
+    Source: ours.
+    """
+    return Classifier.new(num_labels, dropout=settings.dropout, seed=settings.seed,
+                          max_length=settings.max_length)
 
 
 def evaluate(model: Classifier, task: Task, trigger: str | Trigger, target_label: int = 1,

@@ -228,8 +228,8 @@ def main() -> dict:
                   "repeats": REPEATS},
         data=task.fingerprint(), seed=chosen.seed, command="python tests/benchmark_bedkd.py",
         # The authors' loop looks at the test sets after each cycle; ours never has to.
-        metrics={"speedup_over_direct_loop": speedup(*PHASES, without="evaluation"),
-                 "speedup_if_both_evaluate": speedup("total"),
+        metrics={"speedup_over_direct_loop": speedup("total"),
+                 "speedup_if_only_theirs_evaluates": speedup(*PHASES, without="evaluation"),
                  **{f"speedup_{name}": speedup(name) for name in PHASES},
                  "speedup_without_evaluation": speedup(*PHASES[:3]),
                  "largest_difference": difference, "largest_change": round(moved, 3)},

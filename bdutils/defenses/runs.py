@@ -10,7 +10,7 @@ from dataclasses import replace
 from ..metrics import auroc, tpr_fpr, wilson
 from ..models import Classifier
 from ..training import train
-from ..victims import Victim
+from ..victims import Victim, untrained
 from .bedkd import (
     AUTHORS,
     BeDKDResult,
@@ -102,10 +102,8 @@ def _retrain(attacked: Victim, settings: BeDKDSettings) -> tuple:
 
 
 def _train(rows, attacked: Victim) -> Classifier:
-    settings = attacked.settings
-    fresh = Classifier.new(rows.num_labels, dropout=settings.dropout, seed=settings.seed,
-                           max_length=settings.max_length)
-    train(fresh, rows, settings)
+    fresh = untrained(rows.num_labels, attacked.settings)
+    train(fresh, rows, attacked.settings)
     return fresh
 
 
