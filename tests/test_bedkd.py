@@ -827,6 +827,9 @@ def test_a_defense_says_what_it_lacks(tiny, view):
     three = replace(view.reserved, label_names=("negative", "neutral", "positive"))
     with pytest.raises(ValueError, match=r"number of classes: \[2, 3\]"):
         bedkd(tiny, DefenderView(three, view.pool), SMALL)
+    renamed = replace(view.reserved, label_names=view.reserved.label_names[::-1])
+    with pytest.raises(ValueError, match="differ in their classes"):
+        bedkd(tiny, DefenderView(renamed, view.pool), SMALL)
 
 
 def test_retraining_leaves_the_suspects_out(view):

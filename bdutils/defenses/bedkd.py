@@ -314,6 +314,10 @@ def _require(classifier: Classifier, view: DefenderView,
     if len(classes) > 1:
         raise ValueError(f"model and reserved rows differ in the number of "
                          f"classes: {sorted(classes)}")
+    if view.pool and view.pool.label_names != view.reserved.label_names:
+        raise ValueError(f"pool and reserved rows differ in their classes: "
+                         f"{view.pool.label_names} and "
+                         f"{view.reserved.label_names}")
 
 
 def _no_evidence(found: Suspects) -> str:
