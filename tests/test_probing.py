@@ -1,7 +1,11 @@
 """The looking glasses of chapter 4, on cases that can be worked out by hand."""
 
+import copy
+
 import pytest
 import torch
+from test_anomaly import POOL, SIZES, built
+from transformers import BartConfig, LlamaConfig
 
 from bdutils.probing import (
     attention_to,
@@ -21,6 +25,35 @@ def test_states_do_not_depend_on_batch_order_or_padding(tiny, pooling):
     assert together.shape == (2, 3, 32)  # texts, embedding and two layers, width
     assert torch.allclose(together, hidden_states(tiny, PAIR, pooling, batch_size=1), atol=1e-5)
     assert torch.allclose(together, hidden_states(tiny, PAIR[::-1], pooling).flip(0), atol=1e-5)
+
+
+LLAMA = LlamaConfig(**SIZES)
+BART = BartConfig(vocab_size=30, d_model=16, encoder_ffn_dim=32, decoder_ffn_dim=32, init_std=0.5,
+                  encoder_layers=2, decoder_layers=3, encoder_attention_heads=2,
+                  decoder_attention_heads=2, max_position_embeddings=32, pad_token_id=0,
+                  eos_token_id=3, forced_eos_token_id=None, decoder_start_token_id=2)
+
+
+# BART counts positions from the first column, padding or not: it can be padded on the right only.
+@pytest.mark.parametrize("config, layers, sides", [
+    (BART, 2 + 3, ["right"]), (LLAMA, 3, ["left", "right"])], ids=["BART", "Llama"])
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_states_of_encoder_decoders_and_decoders(config, layers, sides, pooling):
+    classifier, texts = built(config), ["a film", *POOL.texts[:5], "no"]
+    alone = hidden_states(classifier, texts, pooling, batch_size=1)
+    assert alone.shape == (7, 1 + layers, 16)  # of two embeddings the first one
+    assert (alone[:, 1:].std(0).amax(1) > 0.01).all()  # in each layer texts differ
+    for side in sides:
+        classifier.tokenizer = copy.deepcopy(classifier.tokenizer)
+        classifier.tokenizer.padding_side = side
+        assert torch.allclose(hidden_states(classifier, texts, pooling), alone, atol=1e-4)
+    with torch.no_grad():
+        run = classifier.model(**classifier.collate(classifier.encode(texts), [0]),
+                               output_hidden_states=True)
+    states = torch.cat(run.hidden_states if layers == 3 else (
+        *run.encoder_hidden_states, *run.decoder_hidden_states[1:]))
+    wanted = states.mean(1) if pooling == "mean" else states[:, -1]
+    assert torch.allclose(alone[0], wanted, atol=1e-4)
 
 
 def test_states_are_refused_for_what_cannot_be_pooled(tiny):

@@ -122,7 +122,7 @@ def test_a_missing_hub_says_what_to_do():
 
 @pytest.fixture
 def tiny_encoder(tiny_folder, monkeypatch, cache):
-    monkeypatch.setattr(victims, "encoder_source", lambda: str(tiny_folder))
+    monkeypatch.setattr(victims, "encoder_source", lambda name: str(tiny_folder))
 
 
 def test_a_victim_is_trained_once_and_backdoored(tiny_encoder, toy_task, monkeypatch):
