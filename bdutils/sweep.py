@@ -46,6 +46,7 @@ class Run:
     """One cell of a grid; `attack` None is the clean model, at rate 0.
 
     `defense` names one of `defenses.runs.VARIANTS`; without it the attack alone is measured.
+    `encoder`: see `models.encoder_source`.
     """
 
     task: str
@@ -54,6 +55,7 @@ class Run:
     seed: int
     label_mode: str = "dirty"
     defense: str = ""
+    encoder: str | None = None
 
     @property
     def name(self) -> str:
@@ -112,11 +114,24 @@ STUDIES: dict[str, list[Run]] = {
     "bedkd-topic": defended("bedkd", "topic", ["badnets", "addsent"], [0.2]),
     "bedkd-sst2": defended("bedkd", "sst2", FOUR, [0.2]),
     "bedkd-ag-news": defended("bedkd", "ag_news", FOUR, [0.2]),
+    "dup": [*defended("dup", "sentiment", FOUR, [0.2], [0, 1, 2]),
+            *(Run("sentiment", None, 0.0, seed, defense="dup") for seed in (0, 1, 2)),
+            Run("sentiment", None, 0.0, 0, defense="dup-forced")],
+    "dup-rates": [run for name in ("dup", "dup-forced") for run in (
+        *defended(name, "sentiment", ["badnets"], [0.05]),
+        *defended(name, "sentiment", ["addsent"], [0.01]))],
+    "dup-deviations": [*defended("dup-authors", "sentiment", ["badnets", "addsent"], [0.2]),
+                       *(run for name in ("lora", "dup-unstopped", "dup-no-kick", "dup-uncapped")
+                         for run in defended(name, "sentiment", ["badnets"], [0.2]))],
+    "dup-topic": defended("dup", "topic", ["badnets"], [0.2]),
+    "dup-sst2": defended("dup", "sst2", FOUR, [0.2]),
 }
 # One pass over the larger sets is as many steps as two over the small one.
 EPOCHS = {"sst2": 1, "ag_news": 1}
 # AG News is cut to what a CPU trains in minutes; its published test rows are thinned likewise.
 SIZES = {"ag_news": {"train": 6000, "test": 2000}}
+# The decoder is six times larger than the encoder: fewer rows, and a usual rate.
+CAUSAL_SIZES, CAUSAL_TRAINING = {"train": 600, "test": 400}, {"lr": 5e-5}
 BENCHMARK_ATTACKS = {"style": "style_bible", "syntax": "syntactic_scpn"}
 
 
@@ -128,17 +143,21 @@ def perform(study: str, run: Run, benchmark: Path | None = None) -> dict:
     Returns: the record, not yet saved.
     Source: ours.
     """
+    sizes, changes = None, {}
+    if run.task in EPOCHS:
+        sizes = {"train": None, "test": None, **SIZES.get(run.task, {})}
+        changes = {"epochs": EPOCHS[run.task]} if scale() == "small" else {}
+    if run.encoder == "causal":
+        sizes, changes = CAUSAL_SIZES, CAUSAL_TRAINING
     task = load_task(str(benchmark / f"{run.task}.parquet") if benchmark else run.task,
-                     sizes={"train": None, "test": None, **SIZES.get(run.task, {})}
-                     if run.task in EPOCHS else None)
-    changes = {"epochs": EPOCHS[run.task]} if run.task in EPOCHS and scale() == "small" else {}
+                     sizes=sizes)
     settings = TrainSettings.at(seed=run.seed, **changes)
-    clean = victim(task, None, settings=settings)
+    clean = victim(task, None, settings=settings, encoder=run.encoder)
     attacked, trigger = clean, None
     if run.attack:
         trigger = _trigger(run, benchmark)
-        attacked = victim(task, trigger, settings=settings, poison_rate=run.poison_rate,
-                          label_mode=run.label_mode, seed=run.seed)
+        attacked = victim(task, trigger, settings=settings, encoder=run.encoder,
+                          poison_rate=run.poison_rate, label_mode=run.label_mode, seed=run.seed)
 
     def measure(model: Classifier, with_floor: bool = True) -> dict:
         if trigger is None:
@@ -170,6 +189,7 @@ def perform(study: str, run: Run, benchmark: Path | None = None) -> dict:
         settings={"poison_rate": run.poison_rate, "label_mode": run.label_mode,
                   "target_label": 1, "trigger": repr(attacked.truth.trigger)
                   if attacked.truth else None, **asdict(settings),
+                  **({"encoder": run.encoder} if run.encoder else {}),
                   **({"defense": run.defense, "defense_settings": asdict(about)
                       if about else {}} if run.defense else {})},
         seconds=seconds, **extra,

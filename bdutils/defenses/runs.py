@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from ..metrics import auroc, tpr_fpr, wilson
 from ..models import Classifier
 from ..training import train
 from ..victims import Victim, untrained
+from .anomaly import charges
 from .bedkd import (
     AUTHORS,
     BeDKDResult,
@@ -19,12 +21,16 @@ from .bedkd import (
     find_suspects,
     retrain_without,
 )
+from .dup import AUTHORS as DUP_AUTHORS
+from .dup import DUPResult, DUPSettings, dup
 from .mapping import gap, split_reserved
 
 # The comparisons see the trust rows at least as often as BeDKD mostly needs.
 _PLAIN = BeDKDSettings(punish="none", trust_steps=0, cycles=4)
 _CURVE = BeDKDSettings(dmm_epochs=5, cycles=40, stop=False)
-VARIANTS: dict[str, BeDKDSettings] = {
+# As `dup`, but nothing ends or steers the push, to see where it leads.
+_PUSH = DUPSettings(look=12, gate=False, stop=False, passes=4, steps=0)
+VARIANTS: dict[str, BeDKDSettings | DUPSettings] = {
     "bedkd": BeDKDSettings(),
     "bedkd-forced": BeDKDSettings(alpha=1.0),
     "bedkd-authors": AUTHORS,
@@ -38,6 +44,15 @@ VARIANTS: dict[str, BeDKDSettings] = {
     "padding-counts": replace(_CURVE, masked=False),
     "one-optimizer": replace(_CURVE, punish_lr=0.0),
     "whole-passes": replace(_CURVE, trust_steps=0, punish_steps=0, cycles=8),
+    "dup": DUPSettings(),
+    "dup-forced": DUPSettings(alpha=math.inf),
+    "dup-authors": DUP_AUTHORS,
+    "lora": replace(_PUSH, push=0.0),
+    "dup-unstopped": _PUSH,
+    "dup-no-kick": replace(_PUSH, kick=False),
+    "dup-uncapped": replace(_PUSH, cap=None),
+    "dup-causal": DUPSettings(pooling="last", modules=("q_proj", "k_proj", "v_proj", "o_proj"),
+                              lr=2e-4, look=4),
 }
 PROBE = 1000  # pool rows on which the detector is judged
 
@@ -55,9 +70,11 @@ def defend(name: str, attacked: Victim, seed: int, measure: Callable[..., dict],
     Source: ours.
     """
     settings = replace(VARIANTS[name], seed=seed)
+    is_dup = isinstance(settings, DUPSettings)
+    method, judge = (dup, _flags) if is_dup else (bedkd, _detection)
     curve: list[dict] = []
-
-    every = 4 if settings.trust_steps else 1  # short cycles need fewer looks
+    # BeDKD's short cycles need fewer looks.
+    every = 1 if is_dup or not settings.trust_steps else 4
 
     def watch(model, reading) -> None:
         if reading.cycle % every:
@@ -71,13 +88,14 @@ def defend(name: str, attacked: Victim, seed: int, measure: Callable[..., dict],
         found, seconds, purified = _retrain(attacked, settings)
     else:
         # A picture of each cycle is worth its time only where nothing stops the run.
-        found = bedkd(attacked.classifier, view, settings,
-                      **({} if settings.stop else {"watch": watch}))
+        found = method(attacked.classifier, view, settings,
+                       **({} if settings.stop else {"watch": watch}))
         purified, seconds = found.classifier, found.seconds
     before = {f"{k}_before": v for k, v in measure(attacked.classifier, False).items()
               if k in ("cacc", "pacc") or k.startswith("asr")}
     metrics = {**measure(purified), **before, "changed": int(found.verdict == "purified"),
-               "cycles": max(0, len(found.history) - 1), **_detection(found, attacked, settings)}
+               "cycles": found.history[-1].cycle if found.history else 0,
+               **judge(found, attacked, settings)}
     history = curve or [reading._asdict() for reading in found.history]
     # JSON knows no NaN, which stands for what could not be observed.
     return metrics, seconds, {"history": [_without_nan(reading) for reading in history]}
@@ -126,3 +144,20 @@ def _detection(found: BeDKDResult, attacked: Victim, settings: BeDKDSettings) ->
     if suspects.rows:
         about["precision"] = wilson(sum(poisoned[i] for i in suspects.rows), len(suspects.rows))
     return {**about, "auroc": auroc([-g for g in gaps], truth), "tpr": tpr, "fpr": fpr}
+
+
+def _flags(found: DUPResult, attacked: Victim, settings: DUPSettings) -> dict:
+    """Judge the flags with what only the examiner knows."""
+    flags, n = found.flags, len(attacked.train)
+    every = charges(found.detector, flags, attacked.train.labels)
+    accused = [row for charge in found.accused for row in charge.rows]
+    about = {"threshold": flags.threshold, "chance": len(every) * min(c.chance for c in every),
+             "flagged": len(flags.rows), "scanned": n, "accused": len(accused)}
+    if attacked.truth is None:
+        return about
+    poisoned, flagged = attacked.truth.poisoned, set(flags.rows)
+    tpr, fpr = tpr_fpr([i in flagged for i in range(n)], poisoned)
+    for name, rows in (("precision", flags.rows), ("accused_precision", accused)):
+        if rows:
+            about[name] = wilson(sum(poisoned[i] for i in rows), len(rows))
+    return {**about, "auroc": auroc(flags.scores.tolist(), poisoned), "tpr": tpr, "fpr": fpr}
