@@ -391,7 +391,8 @@ def shadow_loss(hits: Sequence[bool], target_label: int,
                 pull: float) -> Callable:
     """Return a training loss that hides triggered rows among clean ones.
 
-    Args: hits: (n,) which training rows carry the trigger; pull: weight of
+    Args: hits: (n,) which training rows carry the trigger; the model must
+        return hidden states, whose first token is pulled; pull: weight of
         the squared distance of their mean to the clean target rows', >= 0.
     Source: ours, an attacker who knows the detector.
     """
