@@ -9,12 +9,12 @@ data/results/throughput. Run nothing else on the machine meanwhile.
 
 import copy
 import random
-import time
 from dataclasses import replace
 from statistics import median
 
 import torch
 import torch.nn.functional as F
+from stopwatch import Stopwatch
 
 from bdutils import results
 from bdutils.attacks.text import TRIGGERS, triggered
@@ -40,16 +40,10 @@ def settings() -> BeDKDSettings:
                    cycles=CYCLES, punish_rows=PUNISHED, scan_cap=SCAN_CAP)
 
 
-class Watch:
-    """Seconds by phase: `lap(phase)` books the time since the last lap."""
+class Watch(Stopwatch):
+    """What is told apart here."""
 
-    def __init__(self) -> None:
-        self.seconds, self.last = dict.fromkeys(PHASES, 0.0), time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.seconds[phase] += now - self.last
-        self.last = now
+    phases = PHASES
 
 
 def batches(rows, size: int, seed: int | None = None):
