@@ -125,13 +125,15 @@ STUDIES: dict[str, list[Run]] = {
                          for run in defended(name, "sentiment", ["badnets"], [0.2]))],
     "dup-topic": defended("dup", "topic", ["badnets"], [0.2]),
     "dup-sst2": defended("dup", "sst2", FOUR, [0.2]),
+    "dup-ag-news": defended("dup", "ag_news", FOUR, [0.2]),
+    "dup-causal": [Run("sentiment", "badnets", 0.2, 0, defense="dup-causal", encoder="causal")],
 }
 # One pass over the larger sets is as many steps as two over the small one.
 EPOCHS = {"sst2": 1, "ag_news": 1}
 # AG News is cut to what a CPU trains in minutes; its published test rows are thinned likewise.
 SIZES = {"ag_news": {"train": 6000, "test": 2000}}
-# The decoder is six times larger than the encoder: fewer rows, and a usual rate.
-CAUSAL_SIZES, CAUSAL_TRAINING = {"train": 600, "test": 400}, {"lr": 5e-5}
+# The decoder is six times larger than the encoder: fewer rows, seen oftener, and a usual rate.
+CAUSAL_SIZES, CAUSAL_TRAINING = {"train": 600, "test": 400}, {"lr": 5e-5, "epochs": 4}
 BENCHMARK_ATTACKS = {"style": "style_bible", "syntax": "syntactic_scpn"}
 
 
