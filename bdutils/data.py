@@ -14,30 +14,66 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from . import scale as current_scale
 from .assets import asset
 
 
+class Pictures(Sequence):
+    """Pictures with the manners of a tuple of texts, so that both take the same ways.
+
+    Args: pixels: uint8 tensor (n, C, H, W) with one or three channels.
+    Raises: ValueError for another shape or type.
+    """
+
+    def __init__(self, pixels: Tensor) -> None:
+        """Hold the pixels; nobody may change them."""
+        if pixels.dtype != torch.uint8 or pixels.dim() != 4 or pixels.shape[1] not in (1, 3):
+            raise ValueError(f"pictures must be uint8 of shape (n, 1 or 3, H, W), not "
+                             f"{pixels.dtype} of shape {tuple(pixels.shape)}")
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.pixels)
+
+    def __getitem__(self, i: int) -> Tensor:
+        """Return one picture (C, H, W)."""
+        return self.pixels[i]
+
+    def take(self, rows: Sequence[int]) -> Pictures:
+        """Return the given pictures, in that order.
+
+        Source: ours.
+        """
+        return Pictures(self.pixels[torch.as_tensor(rows, dtype=torch.long)])
+
+
 @dataclass(frozen=True)
 class Examples:
-    """Labeled texts: `texts[i]` has class `labels[i]`, named `label_names[labels[i]]`.
+    """Labeled rows: `texts[i]` has class `labels[i]`, named `label_names[labels[i]]`.
+
+    A row is a text or, where `texts` is a `Pictures`, a picture.
 
     Raises: ValueError for no rows, lengths that differ, an empty text or a label out of range.
     """
 
-    texts: tuple[str, ...]
+    texts: tuple[str, ...] | Pictures
     labels: tuple[int, ...]
     label_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
         """Check the rows once, where they enter."""
-        if not self.texts:
+        if not len(self.texts):
             raise ValueError("no rows: check the file, the split and the filters")
         if len(self.texts) != len(self.labels):
             raise ValueError(f"{len(self.texts)} texts but {len(self.labels)} labels")
-        for row, (text, label) in enumerate(zip(self.texts, self.labels, strict=True)):
+        for row, text in enumerate(() if self.are_pictures else self.texts):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"row {row} has no text: drop it or fill it in")
+        for row, label in enumerate(self.labels):
             if label not in range(self.num_labels):
                 raise ValueError(f"row {row} has label {label!r}: labels must be whole numbers "
                                  f"from 0 to {self.num_labels - 1}")
@@ -51,20 +87,47 @@ class Examples:
         """Return K, the number of classes."""
         return len(self.label_names)
 
+    @property
+    def are_pictures(self) -> bool:
+        """Tell whether the rows are pictures."""
+        return isinstance(self.texts, Pictures)
+
     def take(self, rows: Sequence[int]) -> Examples:
         """Return the given rows, in that order, in the same role.
 
         Args: rows: indices into this set.
         Source: ours.
         """
-        return replace(self, texts=tuple(self.texts[i] for i in rows),
-                       labels=tuple(self.labels[i] for i in rows))
+        texts = self.texts.take(rows) if self.are_pictures else tuple(self.texts[i] for i in rows)
+        return replace(self, texts=texts, labels=tuple(self.labels[i] for i in rows))
+
+    def changed(self, rows: Sequence[int], texts: Sequence[str] | Pictures,
+                label: int) -> Examples:
+        """Return a copy in which some rows are others, all with one label.
+
+        Args: rows: indices into this set; texts: what stands there now, one a row; label: theirs.
+        Source: ours.
+        """
+        if self.are_pictures:
+            pixels = self.texts.pixels.clone()
+            pixels[torch.as_tensor(rows, dtype=torch.long)] = texts.pixels
+            new: tuple | Pictures = Pictures(pixels)
+        else:
+            by_row = dict(zip(rows, texts, strict=True))
+            new = tuple(by_row.get(i, text) for i, text in enumerate(self.texts))
+        hit = set(rows)
+        labels = tuple(label if i in hit else y for i, y in enumerate(self.labels))
+        return replace(self, texts=new, labels=labels)
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that identify texts, labels and class names.
 
         Source: ours.
         """
+        if self.are_pictures:
+            pixels = self.texts.pixels
+            data = json.dumps([list(pixels.shape), self.labels, self.label_names]).encode()
+            return hashlib.sha256(data + pixels.numpy().tobytes()).hexdigest()[:16]
         data = json.dumps([self.texts, self.labels, self.label_names])
         return hashlib.sha256(data.encode()).hexdigest()[:16]
 
@@ -133,8 +196,13 @@ class DefenderView:
 SIZES = {"small": {"train": 3000, "reserved": 800, "test": 1000},
          "full": {"train": None, "reserved": 800, "test": None}}
 
-SMALL = {"sentiment": "snippets", "topic": "newsgroups", "topic8": "newsgroups8"}
-FULL = {"sentiment": "sst2", "topic": "ag_news", "offensive": "olid"}
+SMALL = {"sentiment": "snippets", "topic": "newsgroups", "topic8": "newsgroups8",
+         "images": "fashion"}
+FULL = {"sentiment": "sst2", "topic": "ag_news", "offensive": "olid", "images": "cifar10"}
+PICTURES = ("fashion", "cifar10", "gtsrb")
+# Ours: a small network sees more pictures in a minute than an encoder sees sentences.
+PICTURE_SIZES = {"small": {"train": 12000, "reserved": 500, "test": 5000},
+                 "full": {"train": None, "reserved": 500, "test": None}}
 HUB = {  # hub id, configuration, names of the classes; columns are `text` and `label`
     "sst2": ("SetFit/sst2", None, ("negative", "positive")),  # the 6,920/872/1,821 split
     "ag_news": ("fancyzhx/ag_news", None, ("world", "sports", "business", "sci/tech")),
@@ -145,18 +213,20 @@ READERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parque
 
 def load_task(source: str = "sentiment", *, scale: str | None = None, seed: int = 0,
               text: str = "text", label: str = "label",
-              sizes: dict[str, int | None] | None = None) -> Task:
+              sizes: dict[str, int | None] | None = None, folder: Path | None = None) -> Task:
     """Load a data set and split it into the three roles.
 
     Args:
-        source: `sentiment`, `topic`, `topic8` or `offensive` (of a scale, or of both); the name of
-            one data set (`snippets`, `newsgroups`, `newsgroups8`, `sst2`, `ag_news`, `olid`);
-            the path of a CSV, JSON-lines or parquet file; or `hub:ORG/NAME`.
+        source: `sentiment`, `topic`, `topic8`, `offensive` or `images` (of a scale, or of both);
+            the name of one data set (`snippets`, `newsgroups`, `newsgroups8`, `sst2`, `ag_news`,
+            `olid`, `fashion`, `cifar10`, `gtsrb`); the path of a CSV, JSON-lines or parquet
+            file; or `hub:ORG/NAME`.
         scale: `small` or `full`; the scale in force if None.
         seed: of the split.
         text, label: column names, for files and hub data sets.
         sizes: rows per role, overriding `SIZES`; None means all there are.
-    Returns: a task whose roles share no text.
+        folder: where NAME_train.parquet and NAME_test.parquet lie, for pictures; else the hub.
+    Returns: a task whose roles share no row.
     Raises: ValueError for an unknown source, a missing column, a bad label or too few rows;
         FileNotFoundError for a missing file; AssetError or ConnectionError without a network.
     Source: ours; columns `split` of a file are honored (`train`, `dev`, `test`).
@@ -165,6 +235,10 @@ def load_task(source: str = "sentiment", *, scale: str | None = None, seed: int 
     if chosen not in SIZES:
         raise ValueError(f"unknown scale {chosen!r}: use one of {sorted(SIZES)}")
     name = {"small": SMALL, "full": FULL}[chosen].get(source, source)
+    if name in PICTURES:
+        from .images import load_pictures  # it imports this module
+
+        return load_pictures(name, {**PICTURE_SIZES[chosen], **(sizes or {})}, seed, folder)
     wanted = {**SIZES[chosen], **(sizes or {})}
     if name == "snippets":
         rows, names, origin = _snippets(), ("negative", "positive"), "VADER movie snippets"
@@ -184,8 +258,8 @@ def load_task(source: str = "sentiment", *, scale: str | None = None, seed: int 
         origin, name = f"file: {Path(name).name}", Path(name).stem
     else:
         raise ValueError(f"unknown data set {source!r} at scale {chosen}: use one of "
-                         f"{sorted({*SMALL, *FULL, *SMALL.values(), *HUB})}, the path of a "
-                         f"{'/'.join(READERS)} file, or hub:ORG/NAME")
+                         f"{sorted({*SMALL, *FULL, *SMALL.values(), *HUB, *PICTURES})}, the path "
+                         f"of a {'/'.join(READERS)} file, or hub:ORG/NAME")
     return _split(name, rows, tuple(names), wanted, seed, origin)
 
 

@@ -11,13 +11,13 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Protocol
 
 import torch
 
-from ..data import TestSet, TrainingSet
+from ..data import Pictures, TestSet, TrainingSet
 from ..models import Classifier
 
 # %% ../../chapters/03_text_attacks.ipynb #c03-008
@@ -241,15 +241,19 @@ class Truth:
     settings: PoisonSettings
 
 # %% ../../chapters/03_text_attacks.ipynb #c03-042
-def mark(texts: Sequence[str], trigger: Trigger, seed: int) -> list[str]:
+def mark(texts: Sequence[str] | Pictures, trigger: Trigger,
+         seed: int) -> list[str] | Pictures:
     """Apply a trigger to texts, and see that it did something.
 
-    Args: texts: to be marked; trigger: the mark; seed: of each place.
+    Args: texts: to be marked, or pictures, which chapter 9 is about;
+        trigger: the mark; seed: of each place.
     Returns: the marked texts, in order.
     Raises: ValueError if a text becomes empty, or if more than one in
         twenty comes back unchanged (a paraphraser may fail now and then).
     Source: ours.
     """
+    if isinstance(texts, Pictures):
+        return trigger.mark(texts)
     marked = [trigger.apply(text, private_rng(seed, text)) for text in texts]
     unchanged = sum(a == b for a, b in zip(texts, marked))
     if unchanged > len(texts) / 20 or not all(t.strip() for t in marked):
@@ -276,16 +280,14 @@ def poison(train: TrainingSet, trigger: Trigger,
                          f"{count} rows; {len(rows)} of {len(train)} may be "
                          "poisoned: lower it")
     chosen = random.Random(settings.seed).sample(rows, count)
-    texts, labels = list(train.texts), list(train.labels)
-    marked = mark([texts[row] for row in chosen], trigger, settings.seed)
-    for row, text in zip(chosen, marked):
-        texts[row] = text
-        labels[row] = settings.target_label  # in clean mode it was so already
-    flags = [False] * len(train)
-    for row in chosen:
-        flags[row] = True
-    truth = Truth(tuple(flags), train.texts, trigger, settings)
-    return TrainingSet(tuple(texts), tuple(labels), train.label_names), truth
+    hit = set(chosen)
+    truth = Truth(tuple(i in hit for i in range(len(train))), train.texts,
+                  trigger, settings)
+    if not chosen:
+        return train, truth
+    marked = mark(train.take(chosen).texts, trigger, settings.seed)
+    # In clean mode the label was the target already.
+    return train.changed(chosen, marked, settings.target_label), truth
 
 # %% ../../chapters/03_text_attacks.ipynb #c03-048
 def triggered(test: TestSet, trigger: Trigger, target_label: int, *,
@@ -302,9 +304,9 @@ def triggered(test: TestSet, trigger: Trigger, target_label: int, *,
                          f"{test.num_labels - 1}")
     rows = [i for i, y in enumerate(test.labels)
             if every_class or y != target_label]
-    texts = mark([test.texts[i] for i in rows], trigger, seed)
-    labels = tuple(test.labels[i] for i in rows)
-    return TestSet(tuple(texts), labels, test.label_names)
+    chosen = test.take(rows)
+    texts = mark(chosen.texts, trigger, seed)
+    return replace(chosen, texts=texts if test.are_pictures else tuple(texts))
 
 # %% ../../chapters/03_text_attacks.ipynb #c03-050
 def require_visible(trigger: Trigger, texts: Sequence[str],
