@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from . import results, scale
+from .attacks.images import PICTURE_TRIGGERS
 from .attacks.text import TRIGGERS, ParaphraseTable, Trigger, paraphrases_from
-from .data import load_task
+from .data import PICTURES, load_task
 from .defenses.runs import VARIANTS, defend
 from .metrics import cacc
 from .models import Classifier
-from .training import TrainSettings
-from .victims import Scores, evaluate, victim
+from .victims import Scores, evaluate, settings_for, victim
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,9 @@ def defended(defense: str, task: str, attacks: list[str], rates: list[float],
 
 
 FOUR = list(TRIGGERS)
+FIVE = [name for name in PICTURE_TRIGGERS if name != "corners"]
+# Label-consistent poison takes four fifths of the target class, a tenth of the rows.
+CORNERS = [Run("images", "corners", 0.08, seed, "clean") for seed in (0, 1, 2)]
 STUDIES: dict[str, list[Run]] = {
     "attacks": grid("sentiment", FOUR, [0.1], [0, 1, 2]),
     "topic": grid("topic", ["badnets", "addsent"], [0.1], [0]),
@@ -127,11 +130,19 @@ STUDIES: dict[str, list[Run]] = {
     "dup-sst2": defended("dup", "sst2", FOUR, [0.2]),
     "dup-ag-news": defended("dup", "ag_news", FOUR, [0.2]),
     "dup-causal": [Run("sentiment", "badnets", 0.2, 0, defense="dup-causal", encoder="causal")],
+    "images": [*grid("images", FIVE, [0.1], [0, 1, 2]), *CORNERS],
+    "images-rates": [Run("images", attack, rate, 0) for attack in ("patch", "sine", "warp")
+                     for rate in (0.0025, 0.01, 0.03)],
+    "images-clean-label": [Run("images", "sine", 0.08, seed, "clean") for seed in (0, 1, 2)],
+    "images-cifar10": [*grid("cifar10", FIVE, [0.1], [0]),
+                       Run("cifar10", "corners", 0.08, 0, "clean")],
 }
+PICTURE_TARGET = 0  # Wu et al. 2022; texts have 1 (Cui et al. 2022)
 # One pass over the larger sets is as many steps as two over the small one.
 EPOCHS = {"sst2": 1, "ag_news": 1}
-# AG News is cut to what a CPU trains in minutes; its published test rows are thinned likewise.
-SIZES = {"ag_news": {"train": 6000, "test": 2000}}
+# Two sets are cut to what a CPU trains in minutes; their published test rows are thinned likewise.
+SIZES = {"sst2": {"train": None, "test": None}, "ag_news": {"train": 6000, "test": 2000},
+         "cifar10": {"train": 20000, "test": 5000}}
 # The decoder is six times larger than the encoder: fewer rows, seen oftener, and a usual rate.
 CAUSAL_SIZES, CAUSAL_TRAINING = {"train": 600, "test": 400}, {"lr": 5e-5, "epochs": 4}
 BENCHMARK_ATTACKS = {"style": "style_bible", "syntax": "syntactic_scpn"}
@@ -145,36 +156,38 @@ def perform(study: str, run: Run, benchmark: Path | None = None) -> dict:
     Returns: the record, not yet saved.
     Source: ours.
     """
-    sizes, changes = None, {}
-    if run.task in EPOCHS:
-        sizes = {"train": None, "test": None, **SIZES.get(run.task, {})}
-        changes = {"epochs": EPOCHS[run.task]} if scale() == "small" else {}
+    sizes = SIZES.get(run.task)
+    changes = {"epochs": EPOCHS[run.task]} if run.task in EPOCHS and scale() == "small" else {}
     if run.encoder == "causal":
         sizes, changes = CAUSAL_SIZES, CAUSAL_TRAINING
-    task = load_task(str(benchmark / f"{run.task}.parquet") if benchmark else run.task,
-                     sizes=sizes)
-    settings = TrainSettings.at(seed=run.seed, **changes)
+    file = benchmark / f"{run.task}.parquet" if benchmark else None
+    # Pictures come as two files, so that their folder is named.
+    task = (load_task(run.task, sizes=sizes, folder=benchmark) if run.task in PICTURES
+            else load_task(str(file or run.task), sizes=sizes))
+    settings = settings_for(task, seed=run.seed, **changes)
     clean = victim(task, None, settings=settings, encoder=run.encoder)
+    target = PICTURE_TARGET if task.train.are_pictures else 1
     attacked, trigger = clean, None
     if run.attack:
-        trigger = _trigger(run, benchmark)
-        attacked = victim(task, trigger, settings=settings, encoder=run.encoder,
-                          poison_rate=run.poison_rate, label_mode=run.label_mode, seed=run.seed)
+        attacked = victim(task, _attack(run, benchmark), settings=settings, encoder=run.encoder,
+                          poison_rate=run.poison_rate, label_mode=run.label_mode, seed=run.seed,
+                          target_label=target)
+        trigger = attacked.truth.trigger
 
     def measure(model: Classifier, with_floor: bool = True) -> dict:
         if trigger is None:
             return {"cacc": cacc(model.predict(task.test.texts), task.test.labels)}
         # A table of real paraphrases has no test rows of the target class, which PACC needs.
-        found = _metrics(evaluate(model, task, trigger, 1,
+        found = _metrics(evaluate(model, task, trigger, target,
                                   clean.classifier if with_floor else None,
                                   every_class=not isinstance(trigger, ParaphraseTable)))
-        return found | {f"asr_{part.name}": evaluate(model, task, part, 1).asr
+        return found | {f"asr_{part.name}": evaluate(model, task, part, target).asr
                         for part in getattr(trigger, "parts", ())}
 
     fewer = replace(task, test=task.test.take(range(0, len(task.test), len(task.test) // 400)))
 
     def glance(model: Classifier) -> dict:
-        return _metrics(evaluate(model, fewer, trigger, 1, every_class=True))
+        return _metrics(evaluate(model, fewer, trigger, target, every_class=True))
 
     extra: dict = {}
     if run.defense:
@@ -189,7 +202,7 @@ def perform(study: str, run: Run, benchmark: Path | None = None) -> dict:
         study=study, name=run.name, method=run.attack or "clean", task=task.name,
         scale=scale(), data=task.fingerprint(), seed=run.seed, metrics=metrics,
         settings={"poison_rate": run.poison_rate, "label_mode": run.label_mode,
-                  "target_label": 1, "trigger": repr(attacked.truth.trigger)
+                  "target_label": target, "trigger": repr(attacked.truth.trigger)
                   if attacked.truth else None, **asdict(settings),
                   **({"encoder": run.encoder} if run.encoder else {}),
                   **({"defense": run.defense, "defense_settings": asdict(about)
@@ -198,11 +211,11 @@ def perform(study: str, run: Run, benchmark: Path | None = None) -> dict:
         command=f"python -m bdutils.sweep {study} --only {run.name}{where}")
 
 
-def _trigger(run: Run, benchmark: Path | None) -> Trigger:
+def _attack(run: Run, benchmark: Path | None) -> str | Trigger:
     table = benchmark / f"{run.task}_paraphrases.parquet" if benchmark else None
     if table and table.is_file() and run.attack in BENCHMARK_ATTACKS:
         return paraphrases_from(str(table), BENCHMARK_ATTACKS[run.attack])
-    return SeveralTriggers() if run.attack == "several" else TRIGGERS[run.attack]
+    return SeveralTriggers() if run.attack == "several" else run.attack
 
 
 def _metrics(scores: Scores) -> dict:

@@ -1,4 +1,7 @@
-"""Backdoored models on demand: poisoned, trained and measured once, then taken from the cache."""
+"""Backdoored models on demand: poisoned, trained and measured once, then taken from the cache.
+
+Texts and pictures take the same way; what differs is said in `settings_for` and `untrained`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,11 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from safetensors.torch import load_file
+
+from . import scale
 from .assets import entry
+from .attacks.images import PICTURE_TRIGGERS, PictureTrigger, learned
 from .attacks.text import (
     TRIGGERS,
     PoisonSettings,
@@ -18,7 +25,8 @@ from .attacks.text import (
     require_visible,
     triggered,
 )
-from .data import DefenderView, Task, TrainingSet
+from .data import DefenderView, Examples, Task, TrainingSet
+from .images import PictureClassifier, PictureSettings, write_weights
 from .metrics import Rate, asr, cacc, pacc, ra
 from .models import Classifier, encoder_source
 from .training import TrainReport, TrainSettings, train
@@ -35,11 +43,11 @@ class Victim:
     report: losses and seconds of the training, whenever that was.
     """
 
-    classifier: Classifier
+    classifier: Classifier | PictureClassifier
     task: Task
     train: TrainingSet
     truth: Truth | None
-    settings: TrainSettings
+    settings: TrainSettings | PictureSettings
     report: TrainReport
 
     def defender_view(self, with_pool: bool = True) -> DefenderView:
@@ -68,34 +76,34 @@ class Scores:
 
 
 def victim(task: Task, attack: str | Trigger | None = "badnets", *,
-           settings: TrainSettings | None = None, encoder: str | None = None,
-           **poisoning) -> Victim:
+           settings: TrainSettings | PictureSettings | None = None,
+           encoder: str | None = None, **poisoning) -> Victim:
     """Return a model trained on poisoned data, from the cache if it was trained before.
 
     Args:
         task: the data; its training role is poisoned.
         attack: name of a built-in trigger, any other trigger, or None for a clean model.
         settings: of the training; those of the scale in force if None.
-        encoder: see `models.encoder_source`.
+        encoder: see `models.encoder_source`; pictures have none.
         poisoning: fields of `PoisonSettings`, such as poison_rate and target_label.
     Returns: the model in evaluation mode, with data and truth.
     Raises: ValueError for an unknown attack or settings that cannot be met.
     Source: Gu et al. 2017; training as in `training.train`.
     """
-    settings = settings or TrainSettings.at()
+    settings = settings or settings_for(task)
     rows, truth = task.train, None
     if attack is not None:
-        rows, truth = poison(task.train, _trigger(attack), PoisonSettings(**poisoning))
+        rows, truth = _poisoned(task.train, attack, PoisonSettings(**poisoning))
     elif poisoning:
         raise ValueError(f"a clean model (attack=None) takes no {sorted(poisoning)}")
-    source = encoder_source(encoder)
-    about = {"recipe": RECIPE, "encoder": _identity(source), "data": rows.fingerprint(),
-             "settings": asdict(settings)}
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    source = scale() if rows.are_pictures else encoder_source(encoder)
+    about = {"recipe": RECIPE, "encoder": source if rows.are_pictures else _identity(source),
+             "data": rows.fingerprint(), "settings": asdict(settings)}
+    digest = _digest(about)
 
     def build(folder: Path) -> None:
-        fresh = untrained(rows.num_labels, settings, source)
-        if truth is not None:
+        fresh = untrained(rows, settings, source)
+        if truth is not None and not rows.are_pictures:
             require_visible(truth.trigger, task.train.texts[:200], fresh)
         report = train(fresh, rows, settings)
         fresh.save(folder)
@@ -104,21 +112,62 @@ def victim(task: Task, attack: str | Trigger | None = "badnets", *,
     name = truth.trigger.name if truth else "clean"
     folder = entry(f"models/{task.name}-{name}-{digest}", build, about)
     report = TrainReport(**json.loads((folder / "training.json").read_text(encoding="utf8")))
-    return Victim(Classifier.load(folder), task, rows, truth, settings, report)
+    kind = PictureClassifier if rows.are_pictures else Classifier
+    return Victim(kind.load(folder), task, rows, truth, settings, report)
 
 
-def untrained(num_labels: int, settings: TrainSettings,
-              source: str | None = None) -> Classifier:
-    """Return an encoder, that of the scale if None, with a fresh head, as `settings` want it.
+def settings_for(task: Task, **changes) -> TrainSettings | PictureSettings:
+    """Return how a model of this task is trained at the scale in force, with changes.
 
     Source: ours.
     """
-    return Classifier.new(num_labels, source=source, dropout=settings.dropout,
+    kind = PictureSettings if task.train.are_pictures else TrainSettings
+    return kind.at(**changes)
+
+
+def untrained(rows: Examples, settings: TrainSettings | PictureSettings,
+              source: str | None = None) -> Classifier | PictureClassifier:
+    """Return a model that fits the rows, as `settings` want it.
+
+    Args: rows: texts get an encoder with a fresh head, pictures a fresh network; settings: of the
+        training to come; source: of the encoder, or the network's scale; that in force if None.
+    Source: ours.
+    """
+    if rows.are_pictures:
+        return PictureClassifier.new(rows.num_labels, channels=rows.texts.pixels.shape[1],
+                                     network=source, seed=settings.seed, pad=settings.pad,
+                                     flip=settings.flip)
+    return Classifier.new(rows.num_labels, source=source, dropout=settings.dropout,
                           seed=settings.seed, max_length=settings.max_length)
 
 
-def evaluate(model: Classifier, task: Task, trigger: str | Trigger, target_label: int = 1,
-             clean_model: Classifier | None = None, every_class: bool = False) -> Scores:
+def _poisoned(train: TrainingSet, attack: str | Trigger | PictureTrigger,
+              settings: PoisonSettings) -> tuple[TrainingSet, Truth]:
+    if not train.are_pictures:
+        return poison(train, _trigger(attack, train), settings)
+    return armed(attack, train, settings.target_label).poison(train, settings)
+
+
+def armed(attack: str | PictureTrigger, train: TrainingSet, target_label: int) -> PictureTrigger:
+    """Return a trigger for pictures; one that must be learned comes with its networks.
+
+    Args: attack: name or trigger; train: clean rows; target_label: of the attack.
+    Raises: ValueError for an unknown attack.
+    Source: ours.
+    """
+    trigger = _trigger(attack, train)
+    if not hasattr(trigger, "teach") or trigger.nets is not None:
+        return trigger
+    about = {"recipe": RECIPE, "trigger": repr(trigger), "data": train.fingerprint(),
+             "target_label": target_label, "network": scale()}
+    folder = entry(f"triggers/{trigger.name}-{_digest(about)}", lambda folder: write_weights(
+        learned(trigger, train, target_label).nets, folder / "nets.safetensors"), about)
+    return learned(trigger, train, target_label, load_file(folder / "nets.safetensors"))
+
+
+def evaluate(model: Classifier, task: Task, trigger: str | Trigger | PictureTrigger,
+             target_label: int = 1, clean_model: Classifier | None = None,
+             every_class: bool = False) -> Scores:
     """Measure a model on the test role, beside a model that was never poisoned.
 
     Args: model: to be measured; task: whose test set; trigger, target_label: of the attack;
@@ -126,7 +175,9 @@ def evaluate(model: Classifier, task: Task, trigger: str | Trigger, target_label
         of the target class too, which PACC needs.
     Source: definitions in `metrics`.
     """
-    marked = triggered(task.test, _trigger(trigger), target_label, every_class=every_class)
+    trigger = (armed(trigger, task.train, target_label) if task.train.are_pictures
+               else _trigger(trigger, task.train))
+    marked = triggered(task.test, trigger, target_label, every_class=every_class)
     labels, guesses = marked.labels, model.predict(marked.texts)
     clean = clean_model.predict(marked.texts) if clean_model else None
     return Scores(
@@ -137,13 +188,23 @@ def evaluate(model: Classifier, task: Task, trigger: str | Trigger, target_label
         pacc(clean, labels) if clean and every_class else None)
 
 
-def _trigger(attack: str | Trigger) -> Trigger:
-    if not isinstance(attack, str):
-        return attack
-    if attack not in TRIGGERS:
-        raise ValueError(f"unknown attack {attack!r}: use one of {sorted(TRIGGERS)}, or a "
-                         "trigger object")
-    return TRIGGERS[attack]
+def _trigger(attack: str | Trigger | PictureTrigger, rows: Examples) -> Trigger | PictureTrigger:
+    kind = "pictures" if rows.are_pictures else "texts"
+    known = PICTURE_TRIGGERS if rows.are_pictures else TRIGGERS
+    if isinstance(attack, str):
+        if attack not in known:
+            raise ValueError(f"unknown attack {attack!r} on {kind}: use one of {sorted(known)}, "
+                             "or a trigger object")
+        return known[attack]
+    # By its manners, not by its class: a reader's own trigger is made in a notebook.
+    if hasattr(attack, "paint") != rows.are_pictures:
+        raise ValueError(f"trigger {attack.name!r} does not mark {kind}: use one of "
+                         f"{sorted(known)}")
+    return attack
+
+
+def _digest(about: dict) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @cache

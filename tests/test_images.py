@@ -1,0 +1,486 @@
+"""Pictures: data, networks, triggers equal to hand-made arrays, and poisoning."""
+
+import gzip
+import hashlib
+import inspect
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bdutils import assets, images
+from bdutils.assets import AssetError
+from bdutils.attacks import images as attacks
+from bdutils.attacks.images import (
+    PICTURE_TRIGGERS,
+    BlendTrigger,
+    CornersTrigger,
+    InputAwareTrigger,
+    LearnSettings,
+    PatchTrigger,
+    SineTrigger,
+    WarpTrigger,
+    corners,
+    diversity,
+    harder,
+    joint_loss,
+    learned,
+    warp,
+    warp_field,
+)
+from bdutils.attacks.text import PoisonSettings, triggered
+from bdutils.data import Pictures, ReservedSet, Task, TestSet, TrainingSet, load_task
+from bdutils.images import (
+    NETWORKS,
+    PictureClassifier,
+    PictureSettings,
+    PreActResNet,
+    augmented,
+    floats,
+    stored,
+)
+from bdutils.training import train
+from bdutils.victims import armed, evaluate, victim
+
+SIMPLE = [PatchTrigger(), BlendTrigger(), SineTrigger(), WarpTrigger()]
+
+
+def made(role, n=40, seed=0, side=28):
+    """Bright left half: class 0; bright right half: class 1. They must not be mirrored."""
+    rng = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 60, (n, 1, side, side), generator=rng, dtype=torch.uint8)
+    labels = [i % 2 for i in range(n)]
+    for i, label in enumerate(labels):
+        half = slice(side // 2, None) if label else slice(0, side // 2)
+        pixels[i, :, 4:-4, half] += 150
+    return role(Pictures(pixels), tuple(labels), ("left", "right"))
+
+
+@pytest.fixture(scope="module")
+def task():
+    return Task("halves", made(TrainingSet, 200), made(ReservedSet, 20, 1), made(TestSet, 60, 2),
+                "made here")
+
+
+@pytest.fixture(scope="module")
+def aware(task):
+    return learned(InputAwareTrigger(learning=LearnSettings(shape_epochs=30)), task.train, 0)
+
+
+# ----------------------------------------------------------------------- data
+
+@pytest.fixture(scope="module")
+def clothes():
+    return load_task("images", scale="small")
+
+
+def test_the_roles_share_no_picture_and_are_balanced(clothes):
+    parts = [clothes.train, clothes.reserved, clothes.test]
+    digests = [{p.numpy().tobytes() for p in part.texts} for part in parts]
+    assert [len(part) for part in parts] == [12000, 500, 5000]
+    assert sum(map(len, digests)) == len(set.union(*digests)) == 17500
+    for part in parts:
+        counts = torch.tensor(part.labels).bincount()
+        assert len(counts) == 10 and counts.max() - counts.min() <= 1
+
+
+def test_labels_fit_their_pictures(clothes):
+    """Shuffled labels would pass every check of form; the nearest class mean does not lie."""
+    x, y = clothes.train.texts.pixels.flatten(1).float(), torch.tensor(clothes.train.labels)
+    means = torch.stack([x[y == k].mean(0) for k in range(10)])
+    new = clothes.test.texts.pixels.flatten(1).float()
+    right = torch.cdist(new, means).argmin(1) == torch.tensor(clothes.test.labels)
+    assert right.double().mean() > 0.6
+    assert "trouser" == clothes.test.label_names[1]
+
+
+@pytest.mark.parametrize("pixels", [torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4).byte(),
+                                    torch.zeros(2, 2, 4, 4).byte()])
+def test_what_is_no_picture_is_refused(pixels):
+    with pytest.raises(ValueError, match="uint8 of shape"):
+        Pictures(pixels)
+
+
+def test_sets_of_pictures_keep_their_manners(task):
+    some = task.train.take([3, 1])
+    assert some.labels == (1, 1) and torch.equal(some.texts[0], task.train.texts[3])
+    new = some.changed([0], Pictures(torch.zeros(1, 1, 28, 28).byte()), 0)
+    assert new.labels == (0, 1) and new.texts[0].max() == 0
+    assert torch.equal(some.texts[0], task.train.texts[3])  # the old set stays as it was
+    assert new.fingerprint() != some.fingerprint() == task.train.take([3, 1]).fingerprint()
+
+
+def test_a_debian_package_is_checked(cache, monkeypatch):
+    data = gzip.compress(b"something else")
+    package = assets.Debian("some-set", {"./there": ("here", hashlib.sha256(b"x").hexdigest())})
+    monkeypatch.setitem(assets.SOURCES, "fashion_mnist", (package,))
+
+    def run(command, **options):
+        if command[:2] == ["apt-get", "download"]:
+            (options["cwd"] / "some-set.deb").write_bytes(b"a package")
+        archive = subprocess.CompletedProcess(command, 0, "", "")
+        archive.stdout = _tar("./there", data) if command[0] == "dpkg-deb" else ""
+        return archive
+
+    monkeypatch.setattr(assets.subprocess, "run", run)
+    with pytest.raises(AssetError, match="here of some-set is not the file that we know"):
+        assets.asset("fashion_mnist")
+    assert not list(cache.rglob("here"))
+
+
+def _tar(name, data):
+    import io
+    import tarfile
+
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        about = tarfile.TarInfo(name)
+        about.size = len(data)
+        tar.addfile(about, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def test_no_network_and_no_apt_name_the_remedy(cache, monkeypatch):
+    def run(command, **options):
+        return subprocess.CompletedProcess(command, 100, "", "E: Unable to locate package")
+
+    monkeypatch.setattr(assets.subprocess, "run", run)
+    with pytest.raises(AssetError, match="Unable to locate package.*connect to the internet"):
+        assets.asset("fashion_mnist")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConnectionError, match="could not be loaded from the hub"):
+        load_task("images", scale="small")
+
+
+def test_a_copy_from_elsewhere_is_checked(monkeypatch):
+    """A shuffled copy passes, one with a wrong label or pixel does not."""
+    known = images._fashion()
+    assert {part: images._of_all(*rows) for part, rows in known.items()} == images.FASHION_SHA256
+    pixels, labels = known["test"]
+    mixed = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0)).tolist()
+    copy = {"train": known["train"], "test": (pixels[mixed], [labels[i] for i in mixed])}
+
+    def nothing(name):
+        raise AssetError("no apt-get")
+
+    monkeypatch.setattr(images, "asset", nothing)
+    monkeypatch.setattr(images, "_columns", lambda *args: (copy, images.FASHION))
+    assert images._fashion() is copy
+    copy["test"] = (copy["test"][0], [*copy["test"][1][:-1], (copy["test"][1][-1] + 1) % 10])
+    with pytest.raises(AssetError, match="not the set that we know"):
+        images._fashion()
+
+
+# ------------------------------------------------------------------- networks
+
+def test_the_full_network_is_preact_resnet_18():
+    """BackdoorBench's model has 11,171,146 weights; ours has a last norm of 2 x 512 more."""
+    model = PreActResNet(images.NetworkConfig(**NETWORKS["full"]))
+    assert sum(p.numel() for p in model.parameters()) == 11_171_146 + 2 * 512
+    out = model.eval()(torch.zeros(2, 3, 32, 32))
+    assert out.logits.shape == (2, 10) and out.hidden_states[-1].shape == (2, 512, 4, 4)
+
+
+def test_augmentation_moves_pixels_and_makes_none():
+    torch.manual_seed(0)
+    x = torch.zeros(64, 1, 8, 8)
+    x[:, :, 3, 2] = 1.0
+    y = augmented(x, pad=2, flip=True)
+    assert y.shape == x.shape and torch.equal(y.flatten(1).sum(1), torch.ones(64))
+    places = {tuple(p[0].nonzero()[0].tolist()) for p in y}
+    assert {row for row, _ in places} == {1, 2, 3, 4, 5}
+    assert {column for _, column in places} == {0, 1, 2, 3, 4, 5, 6, 7}  # 2 or 5, give or take 2
+    assert torch.equal(augmented(x, pad=0, flip=False), x)
+
+
+def test_a_network_learns_and_comes_back_from_disk(task, tmp_path):
+    classifier = PictureClassifier.new(2, channels=1, network="small", flip=False)
+    train(classifier, task.train, PictureSettings(epochs=2, batch_size=32))
+    right = sum(a == b for a, b in zip(classifier.predict(task.test.texts), task.test.labels))
+    assert right >= 55
+    classifier.save(tmp_path)
+    again = PictureClassifier.load(tmp_path)
+    assert torch.allclose(again.logits(task.test.texts), classifier.logits(task.test.texts))
+    assert (again.pad, again.flip) == (classifier.pad, classifier.flip)
+    assert torch.allclose(again.logits(task.test.texts, batch_size=7),
+                          classifier.logits(task.test.texts), atol=1e-5)
+
+
+# ------------------------------------------------------- triggers, by hand
+
+def test_the_patch_by_hand():
+    x = torch.zeros(1, 1, 5, 5)
+    expected = torch.tensor([[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 1, 1, 1],
+                             [0, 0, 1, 1, 1], [0, 0, 1, 1, 1]]).float()
+    assert torch.equal(PatchTrigger().paint(x)[0, 0], expected)
+    half = PatchTrigger(size=1, strength=0.5).paint(torch.full((1, 1, 2, 2), 0.2))
+    assert torch.allclose(half[0, 0], torch.tensor([[0.2, 0.2], [0.2, 0.6]]))
+
+
+def test_the_blend_by_hand():
+    noise = torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(0))
+    x = torch.full((2, 1, 4, 4), 0.5)
+    assert torch.allclose(BlendTrigger(strength=0.2).paint(x), 0.4 + 0.2 * noise)
+    assert stored(torch.tensor([-1.0, 0.0, 0.999, 2.0])).tolist() == [0, 0, 255, 255]
+    assert stored(BlendTrigger().paint(x))[0, 0, 0, 0] == round(
+        255 * (0.4 + 0.2 * noise[0, 0, 0].item()))
+
+
+def test_the_wave_by_hand():
+    x = torch.full((1, 1, 2, 24), 100 / 255)  # a quarter of a wave is one pixel
+    row = stored(SineTrigger().paint(x))[0, 0]
+    assert row[0].tolist() == row[1].tolist() == [100, 140, 100, 60] * 6
+    black = stored(SineTrigger().paint(torch.zeros(1, 1, 1, 24)))[0, 0, 0]
+    white = stored(SineTrigger().paint(torch.ones(1, 1, 1, 24)))[0, 0, 0]
+    assert black[:4].tolist() == [0, 40, 0, 0] and white[:4].tolist() == [255, 255, 255, 215]
+
+
+def test_the_grid_of_the_bend():
+    field = warp_field(28, 4, seed=0)
+    assert field.shape == (1, 28, 28, 2) and field.std() > 0.3
+    rng = torch.Generator().manual_seed(0)
+    knots = 2 * torch.rand(1, 2, 4, 4, generator=rng) - 1
+    knots = knots / knots.abs().mean()  # the mean size of a control point's shift is one
+    assert torch.allclose(field[0, [0, 0, -1, -1], [0, -1, 0, -1]],
+                          knots[0, :, [0, 0, -1, -1], [0, -1, 0, -1]].T, atol=1e-5)
+    jumps = (field[:, 1:] - field[:, :-1]).abs().max()
+    assert jumps < 0.8  # smooth: neighbors move alike
+
+
+def test_a_bend_samples_between_pixels():
+    x = torch.arange(5.).expand(1, 1, 5, 5).contiguous()
+    half = torch.zeros(1, 5, 5, 2)
+    half[..., 0] = 1 / 4  # half a pixel to the right
+    assert torch.allclose(warp(x, half)[0, 0, 0, :4], torch.tensor([0.5, 1.5, 2.5, 3.5]))
+    assert torch.equal(warp(x, torch.zeros(1, 5, 5, 2)), x)
+
+
+def test_the_corners_by_hand():
+    y = corners(torch.zeros(1, 1, 8, 8), 1.0)[0, 0]
+    board = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1]]).float()
+    for part in (y[:3, :3], y[:3, -3:], y[-3:, :3], y[-3:, -3:]):
+        assert torch.equal(part, board)
+    assert y[3:5].sum() == y[:, 3:5].sum() == 0
+
+
+def test_hard_pictures_stay_close_and_are_harder(task):
+    classifier = PictureClassifier.new(2, channels=1, network="small", flip=False)
+    train(classifier, task.train, PictureSettings(epochs=2, batch_size=32))
+    x = floats(task.train.take(range(0, 40, 2)).texts.pixels)  # all of class 0
+    y = harder(classifier.model, x, 0, epsilon=8 / 255, steps=5)
+    assert (y - x).abs().max() <= 8 / 255 + 1e-6 and y.min() >= 0 and y.max() <= 1
+
+    def loss(pictures):
+        return torch.nn.functional.cross_entropy(
+            classifier.model(pictures).logits, torch.zeros(len(pictures), dtype=torch.long))
+
+    assert loss(y) > loss(x) + 0.05
+    assert not any(p.grad is not None and p.grad.abs().sum() > 0
+                   for p in classifier.model.parameters())
+
+
+def test_diversity_by_hand():
+    a, b = torch.zeros(2, 1, 2, 2), torch.full((2, 1, 2, 2), 0.5)
+    assert diversity(a, b, a, b).item() == pytest.approx(0.5 / 0.5001)
+    assert diversity(a, b, a, a).item() == pytest.approx(0.5 / 1e-4)
+    assert diversity(a, a, a, b).item() == 0.0
+
+
+def test_the_loss_of_a_learned_mark(aware):
+    """Own marks go with the target, the marks of others with their labels, then clean rows."""
+    x = torch.rand(20, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    other, labels, seen = x.flip(0), torch.ones(20, dtype=torch.long), []
+
+    def victim_of(batch):
+        seen.append(batch)
+        return SimpleNamespace(logits=torch.stack([batch.flatten(1).sum(1),
+                                                   torch.zeros(len(batch))], 1))
+
+    settings = LearnSettings(rate=0.25, cross=0.25, diversity=2.0)
+    loss = joint_loss(aware.nets, victim_of, (x, other), labels, 0, settings)
+    (batch,) = seen
+    what, where = attacks.marks_of(aware.nets, x)
+    theirs, there = attacks.marks_of(aware.nets, other)
+    assert torch.allclose(batch[:5], (x + where * (what - x))[:5])
+    assert torch.allclose(batch[5:10], (x + there * (theirs - x))[5:10])
+    assert torch.equal(batch[10:], x[10:])
+    wanted = torch.tensor([0] * 5 + [1] * 15)
+    expected = torch.nn.functional.cross_entropy(victim_of(batch).logits, wanted)
+    assert loss.item() == pytest.approx(
+        (expected + 2 * diversity(x, other, what, theirs)).item(), rel=1e-5)
+
+
+MUTANTS = [
+    ("angle.sin()", "angle.cos()", test_the_wave_by_hand),
+    ("(x + self.strength * angle", "(x - self.strength * angle", test_the_wave_by_hand),
+    ("(1 - self.strength) * x", "x", test_the_blend_by_hand),
+    ("self.strength * (1 - corner)", "self.strength", test_the_patch_by_hand),
+    ("-self.size:, -self.size:", ":self.size, :self.size", test_the_patch_by_hand),
+    ("knots = knots / knots.abs().mean()", "knots = knots", test_the_grid_of_the_bend),
+    ("knots.abs().mean()", "knots.abs().mean()", test_the_grid_of_the_bend),  # no mutant passes
+    ("+ shifts.to(x)", "- shifts.to(x)", test_a_bend_samples_between_pixels),
+    ("% 2 == 0", "% 2 == 1", test_the_corners_by_hand),
+    ("y.detach() + 2.5", "y.detach() - 2.5", test_hard_pictures_stay_close_and_are_harder),
+    (".clamp(-epsilon, epsilon)", "", test_hard_pictures_stay_close_and_are_harder),
+    ("gap(x, other) / (gap", "gap(what, other_what) / (gap", test_diversity_by_hand),
+    ("wanted[:hits] = target_label", "wanted[:] = target_label", test_the_loss_of_a_learned_mark),
+    ("wrong_what[cut], wrong_where[cut]", "what[cut], where[cut]",
+     test_the_loss_of_a_learned_mark),
+    ("settings.diversity * diversity(\n        x", "diversity(\n        x",
+     test_the_loss_of_a_learned_mark),
+]
+
+
+@pytest.mark.parametrize("old, new, test", MUTANTS, ids=[new for _, new, _ in MUTANTS])
+def test_a_mutant_is_caught(old, new, test, task, aware, monkeypatch):
+    source = inspect.getsource(attacks)
+    assert source.count(old) == 1
+    mutant = ModuleType("bdutils.attacks.mutant")
+    mutant.__package__ = "bdutils.attacks"
+    monkeypatch.setitem(sys.modules, mutant.__name__, mutant)
+    exec(compile(source.replace(old, new), "mutant", "exec"), mutant.__dict__)
+    for name in attacks.__all__:
+        if name in globals():
+            monkeypatch.setitem(globals(), name, getattr(mutant, name))
+    needs = {name: {"task": task, "aware": aware}[name]
+             for name in inspect.signature(test).parameters}
+    with nullcontext() if old == new else pytest.raises(AssertionError):
+        test(**needs)
+
+
+# ------------------------------------------------------ triggers, properties
+
+@pytest.mark.parametrize("trigger", SIMPLE, ids=lambda t: t.name)
+@given(seed=st.integers(1, 1000), channels=st.sampled_from([1, 3]))
+def test_a_marked_picture_is_a_picture(trigger, seed, channels):
+    rng = torch.Generator().manual_seed(seed)  # 0 is the blend's own noise
+    x = torch.rand(3, channels, 16, 16, generator=rng)
+    y = trigger.paint(x)
+    assert y.shape == x.shape and y.dtype == x.dtype and torch.isfinite(y).all()
+    assert torch.allclose(trigger.paint(x[1:2]), y[1:2], atol=1e-6)  # alone as in company
+    marked = trigger.mark(Pictures(stored(x)))
+    assert marked.pixels.dtype == torch.uint8 and marked.pixels.shape == x.shape
+
+
+@pytest.mark.parametrize("trigger", SIMPLE, ids=lambda t: t.name)
+def test_without_strength_there_is_no_mark(trigger, task):
+    x = floats(task.test.texts.pixels)
+    none = replace(trigger, strength=0.0)
+    assert torch.allclose(none.paint(x), x, atol=1e-5)
+    assert torch.equal(stored(none.paint(x)), task.test.texts.pixels)
+    with pytest.raises(ValueError, match="leaves .* as they are: make it stronger"):
+        none.mark(task.test.texts)
+
+
+def test_without_strength_learned_marks_vanish_too(aware, task):
+    x = floats(task.test.texts.pixels)
+    assert torch.equal(stored(replace(aware, strength=0.0).paint(x)), task.test.texts.pixels)
+    assert torch.equal(corners(x, 0.0), x)
+
+
+def test_learned_marks_belong_to_their_picture(aware, task):
+    x = floats(task.test.texts.pixels)
+    own, other = aware.paint(x), aware.paint(x, x.roll(1, 0))
+    assert not torch.equal(own, other) and own.min() >= 0 and own.max() <= 1
+    where = attacks.marks_of(aware.nets, x)[1]
+    assert where.mean() < 0.1  # the limit was .032
+    assert not any(p.requires_grad for p in aware.nets.parameters())
+
+
+# ------------------------------------------------------------------ poisoning
+
+@pytest.mark.parametrize("name", ["patch", "warp"])
+def test_poisoning_pictures_keeps_the_books(name, task):
+    trigger = PICTURE_TRIGGERS[name]
+    rows, truth = trigger.poison(task.train, PoisonSettings(poison_rate=0.1, target_label=0))
+    hit = torch.tensor(truth.poisoned)
+    changed = (rows.texts.pixels != task.train.texts.pixels).flatten(1).any(1)
+    moved = torch.tensor(rows.labels) != torch.tensor(task.train.labels)
+    assert hit.sum() == 20 and torch.equal(moved, hit)
+    assert torch.equal(rows.texts.pixels[hit],
+                       trigger.mark(Pictures(task.train.texts.pixels[hit])).pixels)
+    # Further rows change in a kind with cross rows only, and keep their labels.
+    assert (changed & ~hit).sum() == (20 if name == "warp" else 0)
+    assert truth.sources is task.train.texts
+
+
+def test_cross_rows_are_marked_otherwise(aware, task):
+    rows, truth = aware.poison(task.train, PoisonSettings(poison_rate=0.1, target_label=0))
+    changed = (rows.texts.pixels != task.train.texts.pixels).flatten(1).any(1)
+    cross = changed & ~torch.tensor(truth.poisoned)
+    assert 15 <= cross.sum() <= 20
+    own = aware.mark(Pictures(task.train.texts.pixels[cross])).pixels
+    assert (own != rows.texts.pixels[cross]).flatten(1).any(1).double().mean() > 0.8
+
+
+def test_clean_label_poison_is_hard_and_marked(task):
+    settings = PictureSettings(epochs=1, flip=False)
+    trigger = learned(CornersTrigger(learning=settings), task.train, 0)
+    rows, truth = trigger.poison(task.train, PoisonSettings(
+        poison_rate=0.2, target_label=0, label_mode="clean"))
+    hit = torch.tensor(truth.poisoned)
+    assert rows.labels == task.train.labels and hit.sum() == 40
+    plain = trigger.mark(Pictures(task.train.texts.pixels[hit])).pixels.int()
+    gap = (rows.texts.pixels[hit].int() - plain).abs()
+    assert 0 < gap.max() <= 17  # 16 levels, and rounding
+    assert gap[:, :, :3, :3].max() == 0  # corners lie on top
+    dirty, _ = trigger.poison(task.train, PoisonSettings(poison_rate=0.1, target_label=0))
+    moved = torch.tensor(dirty.labels) != torch.tensor(task.train.labels)
+    assert torch.equal(dirty.texts.pixels[moved],
+                       trigger.mark(Pictures(task.train.texts.pixels[moved])).pixels)
+
+
+def test_triggered_pictures_leave_the_target_class_out(task):
+    marked = triggered(task.test, PatchTrigger(), 0)
+    assert isinstance(marked, TestSet) and set(marked.labels) == {1} and len(marked) == 30
+    assert len(triggered(task.test, PatchTrigger(), 0, every_class=True)) == 60
+
+
+def test_poisoning_is_quick(task):
+    """Sixty thousand pictures in under two seconds: no loop over pictures."""
+    import time
+
+    pixels = torch.randint(0, 256, (60_000, 1, 28, 28), dtype=torch.uint8)
+    big = TrainingSet(Pictures(pixels), (1,) * 60_000, ("a", "b"))
+    for trigger in (PatchTrigger(), SineTrigger()):
+        start = time.process_time()
+        _, truth = trigger.poison(big, PoisonSettings(poison_rate=1.0, target_label=0))
+        assert sum(truth.poisoned) == 60_000
+        assert time.process_time() - start < 10  # two on an idle machine; CI shares its cores
+
+
+# -------------------------------------------------------------------- victims
+
+def test_a_picture_victim_takes_the_usual_way(task, cache, monkeypatch):
+    settings = PictureSettings(epochs=6, batch_size=32, flip=False)
+    large = PatchTrigger(size=6)
+    attacked = victim(task, large, settings=settings, poison_rate=0.3, target_label=0)
+    clean = victim(task, None, settings=settings)
+    scores = evaluate(attacked.classifier, task, large, 0, clean.classifier, every_class=True)
+    assert scores.asr.value > 0.9 > 0.2 > scores.floor.value and scores.cacc.value > 0.9
+    monkeypatch.setattr("bdutils.victims.train", None)  # the second time nothing is trained
+    again = victim(task, large, settings=settings, poison_rate=0.3, target_label=0)
+    assert again.report == attacked.report and again.train.labels == attacked.train.labels
+
+
+def test_a_learned_trigger_is_learned_once(task, cache, monkeypatch):
+    trigger = InputAwareTrigger(learning=LearnSettings(epochs=1))
+    first = armed(trigger, task.train, 0)
+    monkeypatch.setattr("bdutils.assets._build", None)
+    again = armed(trigger, task.train, 0)
+    x = floats(task.test.texts.pixels)
+    assert torch.equal(first.paint(x), again.paint(x))
+    assert armed(again, task.train, 0) is again
+
+
+def test_a_trigger_of_the_other_kind_is_refused(task, toy_task):
+    with pytest.raises(ValueError, match="unknown attack 'badnets' on pictures: use one of"):
+        victim(task, "badnets")
+    with pytest.raises(ValueError, match="trigger 'patch' does not mark texts"):
+        victim(toy_task, PatchTrigger())
