@@ -156,8 +156,9 @@ def perform(study: str, run: Run, benchmark: Path | None = None) -> dict:
     Returns: the record, not yet saved.
     Source: ours.
     """
-    sizes = SIZES.get(run.task)
-    changes = {"epochs": EPOCHS[run.task]} if run.task in EPOCHS and scale() == "small" else {}
+    small = scale() == "small"
+    sizes = SIZES.get(run.task) if small else None
+    changes = {"epochs": EPOCHS[run.task]} if run.task in EPOCHS and small else {}
     if run.encoder == "causal":
         sizes, changes = CAUSAL_SIZES, CAUSAL_TRAINING
     file = benchmark / f"{run.task}.parquet" if benchmark else None

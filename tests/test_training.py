@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bdutils import training, victims
 from bdutils.data import TrainingSet
+from bdutils.defenses import runs
 from bdutils.models import Classifier
 from bdutils.training import TrainSettings, bucketed_batches, train
 
@@ -154,7 +155,22 @@ def test_every_setting_has_its_own_cache_entry(tiny_encoder, toy_task, monkeypat
 
 
 def test_bad_attacks_are_refused(tiny_encoder, toy_task):
-    with pytest.raises(ValueError, match="unknown attack 'badnet': use one of"):
+    with pytest.raises(ValueError, match="unknown attack 'badnet' on texts: use one of"):
         victims.victim(toy_task, "badnet")
     with pytest.raises(ValueError, match="takes no \\['poison_rate'\\]"):
         victims.victim(toy_task, None, poison_rate=0.1)
+
+
+def test_retraining_starts_from_a_fresh_model(tiny_encoder, tiny_folder, toy_task, monkeypatch):
+    """The baseline that retrains without suspects must not go on from the victim."""
+    made = victims.victim(toy_task, "badnets", settings=FAST, poison_rate=0.4)
+    monkeypatch.setattr("bdutils.models.encoder_source", lambda name=None: str(tiny_folder))
+    seen = []
+    monkeypatch.setattr(runs, "train", lambda *given: seen.append(given))
+    fresh = runs._train(toy_task.train, made)
+    assert seen == [(fresh, toy_task.train, FAST)]
+    texts = toy_task.test.texts
+    untouched = Classifier.new(2, source=str(tiny_folder), dropout=FAST.dropout, seed=FAST.seed,
+                               max_length=FAST.max_length)
+    assert torch.equal(fresh.logits(texts), untouched.logits(texts))
+    assert not torch.equal(fresh.logits(texts), made.classifier.logits(texts))

@@ -120,7 +120,7 @@ def _retrain(attacked: Victim, settings: BeDKDSettings) -> tuple:
 
 
 def _train(rows, attacked: Victim) -> Classifier:
-    fresh = untrained(rows.num_labels, attacked.settings)
+    fresh = untrained(rows, attacked.settings)
     train(fresh, rows, attacked.settings)
     return fresh
 
