@@ -124,7 +124,9 @@ STUDIES: dict[str, list[Run]] = {
         *defended(name, "sentiment", ["badnets"], [0.05]),
         *defended(name, "sentiment", ["addsent"], [0.01]))],
     "dup-deviations": [*defended("dup-authors", "sentiment", ["badnets", "addsent"], [0.2]),
-                       *(run for name in ("lora", "dup-unstopped", "dup-no-kick", "dup-uncapped")
+                       *(run for name in ("lora", "dup-unstopped", "dup-no-kick", "dup-uncapped",
+                                       "dup-batch-32", "dup-fast", "dup-forced", "dup-one-set",
+                                       "dup-all-pushed", "dup-one-look")
                          for run in defended(name, "sentiment", ["badnets"], [0.2]))],
     "dup-topic": defended("dup", "topic", ["badnets"], [0.2]),
     "dup-sst2": defended("dup", "sst2", FOUR, [0.2]),

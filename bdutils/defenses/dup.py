@@ -84,13 +84,16 @@ class AdapterSettings(DetectorSettings):
 # %% ../../chapters/08_dup.ipynb #c08-024
 @dataclass(frozen=True)
 class PushSettings(AdapterSettings):
-    """What moves the student; what is ours: see `AUTHORS`.
+    """What moves the student, and by which rows; ours: see `AUTHORS`.
 
     push, keep: weights of the push (divergence, or unlikelihood with
         `kick`) and of the cross entropy, >= 0 [0 and 1 in the script].
     cap: a row diverged so far, in nats, is left alone; None: never.
     kick: push by the unlikelihood of the teacher's answer.
     gate: push no batch that agrees as little as it should.
+    watched: flagged rows kept out of the push, at most half of them, >= 0;
+        with 0 all are pushed, and watched too [0].
+    apart: every clean row has one use, by `shares` [no].
     """
 
     push: float = 1.0
@@ -98,6 +101,8 @@ class PushSettings(AdapterSettings):
     cap: float | None = 2.0
     kick: bool = True
     gate: bool = True
+    watched: int = 160
+    apart: bool = True
 
 # %% ../../chapters/08_dup.ipynb #c08-025
 @dataclass(frozen=True)
@@ -126,8 +131,9 @@ class DUPSettings(PushSettings):
         """Refuse what can neither look nor end."""
         super().__post_init__()
         _in_range(self, min(self.tail, self.least) >= 1 and self.alpha > 0
-                  and all(x >= 0 for x in (self.look, self.push, self.keep,
-                                           self.slack, self.max_loss)))
+                  and all(x >= 0 for x in (
+                      self.look, self.push, self.keep, self.slack,
+                      self.max_loss, self.watched)))
 
 # %% ../../chapters/08_dup.ipynb #c08-026
 AUTHORS = DUPSettings(
@@ -415,8 +421,8 @@ def _purge(classifier, view, settings, parts, accused, watch):
     purity = sum(len(c.rows) * c.purity for c in accused) / len(rows)
     random.Random(settings.seed).shuffle(rows)
     # Of few rows none can be spared for watching.
-    few = len(rows) < 2 * settings.batch_size
-    kept = len(rows) if few else min(160, len(rows) // 2)
+    few = not settings.watched or len(rows) < 2 * settings.batch_size
+    kept = len(rows) if few else min(settings.watched, len(rows) // 2)
     watched = view.pool.take(rows[:kept])
     pushed = view.pool.take(rows if few else rows[kept:])
     student = with_adapter(classifier.model, settings)
@@ -460,7 +466,9 @@ def dup(classifier: Classifier, view: DefenderView,
     Source: Hu et al. 2025; what is ours stands in `DUPSettings`.
     """
     _require(classifier, view, settings)
-    start, parts = time.perf_counter(), split_reserved(view.reserved, settings)
+    start, parts = time.perf_counter(), [view.reserved] * 3
+    if settings.apart:
+        parts = split_reserved(view.reserved, settings)
     found = search(classifier, view, settings, parts)
     middle, model = time.perf_counter(), classifier.model
     student, history, verdict = None, [], "no evidence"

@@ -51,6 +51,12 @@ VARIANTS: dict[str, BeDKDSettings | DUPSettings] = {
     "dup-unstopped": _PUSH,
     "dup-no-kick": replace(_PUSH, kick=False),
     "dup-uncapped": replace(_PUSH, cap=None),
+    # The defense as it is, but for one deviation taken back.
+    "dup-batch-32": DUPSettings(batch_size=32),
+    "dup-fast": DUPSettings(lr=5e-4, decay=True),
+    "dup-one-set": DUPSettings(apart=False),
+    "dup-all-pushed": DUPSettings(watched=0),
+    "dup-one-look": DUPSettings(tail=1),
     "dup-causal": DUPSettings(pooling="last", modules=("q_proj", "k_proj", "v_proj", "o_proj"),
                               lr=2e-4, look=4),
 }
