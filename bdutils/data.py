@@ -51,6 +51,23 @@ class Pictures(Sequence):
         return Pictures(self.pixels[torch.as_tensor(rows, dtype=torch.long)])
 
 
+def evenly(rows: Sequence[int], labels: Sequence[int], size: int, classes: int) -> list[int]:
+    """Take the first rows of each class, as many of one as of another while they last.
+
+    Args: rows: indices into `labels`; size: how many; classes: K.
+    Returns: the indices, in the order of `rows`.
+    Source: ours.
+    """
+    queues = [[row for row in rows if labels[row] == k] for k in range(classes)]
+    share = 0
+    while sum(min(share, len(queue)) for queue in queues) < size:
+        share += 1
+    # Round by round, so that what is cut off at the end is cut off the last round.
+    taken = [queue[i] for i in range(share) for queue in queues if i < len(queue)][:size]
+    chosen = set(taken)
+    return [row for row in rows if row in chosen]
+
+
 @dataclass(frozen=True)
 class Examples:
     """Labeled rows: `texts[i]` has class `labels[i]`, named `label_names[labels[i]]`.
@@ -100,6 +117,17 @@ class Examples:
         """
         texts = self.texts.take(rows) if self.are_pictures else tuple(self.texts[i] for i in rows)
         return replace(self, texts=texts, labels=tuple(self.labels[i] for i in rows))
+
+    def few(self, count: int) -> Examples:
+        """Return the first rows of each class, as many of one as of another while they last.
+
+        Args: count: rows in all, 1 to n.
+        Raises: ValueError for another count.
+        Source: ours.
+        """
+        if not 1 <= count <= len(self):
+            raise ValueError(f"cannot take {count} of {len(self)} rows")
+        return self.take(evenly(range(len(self)), self.labels, count, self.num_labels))
 
     def changed(self, rows: Sequence[int], texts: Sequence[str] | Pictures,
                 label: int) -> Examples:

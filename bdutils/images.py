@@ -20,7 +20,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from . import scale as current_scale
 from .assets import AssetError, asset
-from .data import Pictures, ReservedSet, Task, TestSet, TrainingSet
+from .data import Pictures, ReservedSet, Task, TestSet, TrainingSet, evenly
 from .models import pick_device
 
 # ------------------------------------------------------------------------- data
@@ -68,7 +68,7 @@ def load_pictures(name: str, sizes: dict[str, int | None], seed: int = 0,
         if size and len(rows) < size:
             raise ValueError(f"{name} leaves only {len(rows)} pictures for the role {role!r}, but "
                              f"{size} are asked for: give smaller sizes=...")
-        rows = _evenly(rows, labels, size, len(names)) if size else rows
+        rows = evenly(rows, labels, size, len(names)) if size else rows
         used.update(_digest(pixels[row]) for row in rows)
         made[role] = kind(Pictures(pixels[rows]), tuple(labels[row] for row in rows), names)
     return Task(name=name, source=origin, **made)
@@ -93,17 +93,6 @@ def _fresh(pixels: Tensor, rows: Sequence[int], used: set[bytes]) -> list[int]:
             seen.add(digest)
             kept.append(row)
     return kept
-
-
-def _evenly(rows: Sequence[int], labels: Sequence[int], size: int, classes: int) -> list[int]:
-    """Take the first rows of each class, as many of one as of another while they last."""
-    queues = [[row for row in rows if labels[row] == k] for k in range(classes)]
-    share = 0
-    while sum(min(share, len(queue)) for queue in queues) < size:
-        share += 1
-    taken = [row for queue in queues for row in queue[:share]][:size]
-    chosen = set(taken)
-    return [row for row in rows if row in chosen]  # mixed again
 
 
 def _fashion() -> dict[str, tuple[Tensor, list[int]]]:

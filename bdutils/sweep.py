@@ -17,11 +17,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from . import results, scale
-from .attacks.images import PICTURE_TRIGGERS
-from .attacks.text import TRIGGERS, ParaphraseTable, Trigger, paraphrases_from
-from .data import PICTURES, load_task
+from .attacks.images import PICTURE_TRIGGERS, PatchTrigger
+from .attacks.text import (
+    TRIGGERS,
+    ParaphraseTable,
+    PoisonSettings,
+    Trigger,
+    Truth,
+    paraphrases_from,
+)
+from .data import PICTURES, TrainingSet, load_task
 from .defenses.runs import VARIANTS, defend
 from .metrics import cacc
 from .models import Classifier
@@ -39,6 +47,27 @@ class SeveralTriggers:
     def apply(self, text: str, rng: random.Random) -> str:
         """Mark the text with one of the parts."""
         return rng.choices(self.parts, self.weights)[0].apply(text, rng)
+
+
+@dataclass(frozen=True)
+class DecoyTrigger(PatchTrigger):
+    """A patch whose poisoned rows have two labels; ours, by one who knows NT-ML.
+
+    Most have the target label, a `share` of them has the label `decoy`, which so becomes the
+    second choice of the model that is trained on them.
+    """
+
+    share: float = 0.3
+    decoy: int = 1
+    name: ClassVar[str] = "decoy"
+
+    def poison(self, train: TrainingSet, settings: PoisonSettings) -> tuple[TrainingSet, Truth]:
+        """Poison as ever, then relabel some of the poisoned rows."""
+        rows, truth = super().poison(train, settings)
+        hit = [i for i, poisoned in enumerate(truth.poisoned) if poisoned]
+        some = set(random.Random(settings.seed).sample(hit, round(self.share * len(hit))))
+        return replace(rows, labels=tuple(self.decoy if i in some else y
+                                          for i, y in enumerate(rows.labels))), truth
 
 
 @dataclass(frozen=True)
@@ -138,6 +167,23 @@ STUDIES: dict[str, list[Run]] = {
     "images-clean-label": [Run("images", "sine", 0.08, seed, "clean") for seed in (0, 1, 2)],
     "images-cifar10": [*grid("cifar10", FIVE, [0.1], [0]),
                        Run("cifar10", "corners", 0.08, 0, "clean")],
+    "ntml": [replace(run, defense="ntml") for run in (
+        *grid("images", FIVE, [0.1], [0, 1, 2]), *CORNERS)],
+    "baselines": [replace(run, defense=name) for name in ("tuning", "pruning", "nad")
+                  for run in (*grid("images", FIVE, [0.1], [0, 1, 2]), *CORNERS)],
+    "baselines-long": [run for name in ("tuning-long", "pruning-long", "nad-long")
+                       for run in defended(name, "images", ["patch"], [0.1])],
+    "ntml-counts": [run for count in (25, 50, 250, 500)
+                    for run in defended(f"ntml-{count}", "images", ["patch"], [0.1])],
+    "ntml-choices": [
+        Run("images", "corners", 0.08, 0, "clean", "ntml-drop"),
+        *(run for name in ("ntml-raw", "ntml-drop")
+          for run in defended(name, "images", ["patch", "blended"], [0.1])),
+        *(run for name in ("ntml-gate-3", "ntml-alone", "ntml-go-on")
+          for run in defended(name, "images", ["patch"], [0.1]))],
+    "ntml-rates": defended("ntml", "images", ["patch", "sine"], [0.01, 0.03]),
+    "ntml-adaptive": defended("ntml", "images", ["decoy"], [0.1]),
+    "ntml-text": defended("ntml", "sentiment", ["badnets"], [0.2]),
 }
 PICTURE_TARGET = 0  # Wu et al. 2022; texts have 1 (Cui et al. 2022)
 # One pass over the larger sets is as many steps as two over the small one.
@@ -184,8 +230,8 @@ def perform(study: str, run: Run, benchmark: Path | None = None) -> dict:
         found = _metrics(evaluate(model, task, trigger, target,
                                   clean.classifier if with_floor else None,
                                   every_class=not isinstance(trigger, ParaphraseTable)))
-        return found | {f"asr_{part.name}": evaluate(model, task, part, target).asr
-                        for part in getattr(trigger, "parts", ())}
+        return found | {f"asr_{name}": evaluate(model, task, part, label).asr
+                        for name, part, label in _further(trigger, target)}
 
     fewer = replace(task, test=task.test.take(range(0, len(task.test), len(task.test) // 400)))
 
@@ -218,7 +264,13 @@ def _attack(run: Run, benchmark: Path | None) -> str | Trigger:
     table = benchmark / f"{run.task}_paraphrases.parquet" if benchmark else None
     if table and table.is_file() and run.attack in BENCHMARK_ATTACKS:
         return paraphrases_from(str(table), BENCHMARK_ATTACKS[run.attack])
-    return SeveralTriggers() if run.attack == "several" else run.attack
+    return {"several": SeveralTriggers(), "decoy": DecoyTrigger()}.get(run.attack, run.attack)
+
+
+def _further(trigger: Trigger, target: int) -> list[tuple[str, Trigger, int]]:
+    """List what else an attacker may be after: names, triggers, labels."""
+    parts = [(part.name, part, target) for part in getattr(trigger, "parts", ())]
+    return parts + ([("decoy", trigger, trigger.decoy)] if hasattr(trigger, "decoy") else [])
 
 
 def _metrics(scores: Scores) -> dict:

@@ -91,8 +91,7 @@ class PushSettings(AdapterSettings):
     cap: a row diverged so far, in nats, is left alone; None: never.
     kick: push by the unlikelihood of the teacher's answer.
     gate: push no batch that agrees as little as it should.
-    watched: flagged rows kept out of the push, at most half of them, >= 0;
-        with 0 all are pushed, and watched too [0].
+    watched: flagged rows kept out of the push, at most half, >= 0 [0].
     apart: every clean row has one use, by `shares` [no].
     """
 
@@ -397,6 +396,11 @@ def _require(classifier, view, settings):
                          f"share of the reserved rows, not {settings.shares}")
 
 
+def _parts(view, settings):
+    return (split_reserved(view.reserved, settings) if settings.apart
+            else [view.reserved] * 3)
+
+
 def _no_evidence(flags, every, count, settings):
     chance = min(1.0, len(every) * min(c.chance for c in every))
     why = (f"only {count} of them carry an accused label" if count else
@@ -466,9 +470,7 @@ def dup(classifier: Classifier, view: DefenderView,
     Source: Hu et al. 2025; what is ours stands in `DUPSettings`.
     """
     _require(classifier, view, settings)
-    start, parts = time.perf_counter(), [view.reserved] * 3
-    if settings.apart:
-        parts = split_reserved(view.reserved, settings)
+    start, parts = time.perf_counter(), _parts(view, settings)
     found = search(classifier, view, settings, parts)
     middle, model = time.perf_counter(), classifier.model
     student, history, verdict = None, [], "no evidence"
@@ -479,8 +481,7 @@ def dup(classifier: Classifier, view: DefenderView,
         verdict = _verdict(classifier, model, parts[1], settings)
         if verdict == "purified" and settings.stop:
             _warn_unless_settled(history, settings)
-    if verdict != "purified":
-        model = copy.deepcopy(classifier.model)
+    model = model if verdict == "purified" else copy.deepcopy(classifier.model)
     model.requires_grad_(True)  # the adapter had frozen it
     seconds = {"search": middle - start,
                "purify": time.perf_counter() - middle}
