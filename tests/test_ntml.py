@@ -539,6 +539,21 @@ def test_settings_say_which_way_a_model_is_tuned(attacked, view, monkeypatch, se
     assert taken == steps
 
 
+@pytest.mark.parametrize("changes", [{"attention": -1.0}, {"max_drop": 1.0}, {"max_drop": -0.1}])
+def test_tuning_that_cannot_be_meant_is_refused(changes):
+    with pytest.raises(ValueError, match="cannot tune with TuningSettings"):
+        TuningSettings(**changes)
+
+
+@pytest.mark.parametrize("changes", [{"attention": 1.0}, {"max_drop": 0.1}])
+def test_models_of_texts_can_only_be_tuned(trained, changes):
+    model, training = built(BertConfig(**BERT_SIZES)), TrainSettings(epochs=1)
+    with pytest.raises(ValueError, match="set max_drop and attention to 0"):
+        bl.tuned(model, VIEW, training, TuningSettings(**changes))
+    assert not trained
+    assert bl.tuned(model, VIEW, training, TuningSettings()) is not model
+
+
 # ------------------------------------------------------- studies and attacker
 
 

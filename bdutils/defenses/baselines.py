@@ -44,6 +44,12 @@ class TuningSettings:
     max_drop: float = 0.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.attention < 0 or not 0 <= self.max_drop < 1:
+            raise ValueError(f"cannot tune with {self}: attention must not be "
+                             "negative, max_drop at least 0 and below 1")
+
 # %% ../../chapters/10_baselines.ipynb #c10-018
 def twin(classifier: Model) -> Model:
     """Return a copy that can be trained without changing the original.
@@ -174,8 +180,13 @@ def tuned(classifier: Model, view: DefenderView, training: Training,
     """Return a copy that was pruned and tuned, or distilled, as is wanted.
 
     Args: view: its pool is not used; training: of the given model.
+    Raises: ValueError if a model of texts shall be pruned or distilled.
     Source: Liu et al. 2018; Li et al. 2021.
     """
+    if not isinstance(classifier, PictureClassifier) and (
+            settings.max_drop or settings.attention):
+        raise ValueError("channels and attention maps are those of a network "
+                         "for pictures: set max_drop and attention to 0")
     clean, start = view.reserved, classifier
     if settings.max_drop:
         start = prune(classifier, clean, settings.max_drop)
