@@ -252,7 +252,7 @@ def test_the_head_is_fitted_to_clean_rows_and_nothing_else_moves(attacked, task)
     assert moved == {"head.weight", "head.bias"}
     right = [a == b for a, b in zip(student.predict(task.test.texts), task.test.labels)]
     assert sum(right) > 0.9 * len(right)
-    # A text's sign must not come from where the head was: two starts end alike.
+    # Where the layer was does not matter: two starts end alike.
     other = bl.twin(attacked.classifier)
     nt.fit_head(other, task.reserved, PairSettings())
     assert torch.equal(other.model.head.weight, after["head.weight"])
@@ -402,9 +402,8 @@ def test_it_is_the_mask_that_keeps_the_trigger_out(attacked, view, fresh, monkey
     masked = evaluate(nt.non_target(*args), task, PatchTrigger(), 0)
     monkeypatch.setattr(nt, "without", lambda logits, labels: logits)
     bare = nt.non_target(*args)
-    layer = bl.last_layer(bare.model, 3)
     seen = evaluate(bare, task, PatchTrigger(), 0)
-    assert masked.asr.value < 0.2 and seen.asr.value > 0.8 and layer is bare.model.head
+    assert masked.asr.value < 0.2 and seen.asr.value > 0.8
 
 
 def test_harm_is_undone(attacked, view, fresh, monkeypatch):

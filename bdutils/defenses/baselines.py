@@ -31,9 +31,9 @@ class TuningSettings:
     epochs: passes over the clean rows, >= 1; ours. lr_share: rate as share
         of the training's, > 0; ours. batch_size: >= 1; ours.
     attention: weight of the teacher's maps, >= 0; 0 is plain fine-tuning;
-        Li et al. 2021 take 500 to 2000.
-    max_drop: share of the clean rows that pruning may lose, 0 to 1; Liu et
-        al. 2018; with 0 nothing is pruned.
+        Wu et al. 2022 give the stages 500, 1000 and 1000.
+    max_drop: share of the clean rows that pruning may lose, 0 to 1; ours;
+        with 0 nothing is pruned.
     seed: of the order.
     """
 
@@ -65,7 +65,7 @@ def fine_tune(classifier: Model, clean: ReservedSet, training: Training,
     """Return a copy trained on clean rows.
 
     Args: training: how the model was trained; loss: see `train`.
-    Source: Liu et al. 2018, who name it as the obvious defense.
+    Source: Liu et al. 2018, who discuss it as a defense.
     """
     tuned = twin(classifier)
     train(tuned, clean, replace(
@@ -84,7 +84,7 @@ def last_layer(model: nn.Module, num_labels: int) -> nn.Linear:
              and part.out_features == num_labels]
     if not found:
         raise ValueError(f"the model has no linear layer of {num_labels} "
-                         "outputs: NT-ML cannot tell which one to fit")
+                         "outputs that could give the logits")
     return found[-1]
 
 # %% ../../chapters/10_baselines.ipynb #c10-029

@@ -176,7 +176,7 @@ def clean_loss(logits: Tensor, peer: Tensor, labels: Tensor,
     """Return what clean rows add: be right, and answer as the peer does.
 
     Args: logits, peer: (b, K); labels (b,): true.
-    Source: Zhang et al. 2018, equation 4.
+    Source: Zhang et al. 2018 ({eq}`eq-ml-clean`).
     """
     p = (peer / temperature).softmax(1)
     log_q = (logits / temperature).log_softmax(1)

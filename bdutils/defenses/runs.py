@@ -82,7 +82,7 @@ VARIANTS: dict[str, BeDKDSettings | DUPSettings | NTMLSettings | TuningSettings]
     "pruning-long": TuningSettings(epochs=_LONG, max_drop=0.04),
     "nad-long": TuningSettings(epochs=_LONG, attention=1000.0),
 }
-# Clean rows that these defenses get; the paper speaks of 50 to 100.
+# Clean rows that these defenses get; ours.
 FEW, COUNTS = 100, {f"ntml-{count}": count for count in (25, 50, 250, 500)}
 PROBE = 1000  # pool rows on which the detector is judged
 
