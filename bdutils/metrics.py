@@ -60,6 +60,20 @@ def _same_length(a: Sequence, b: Sequence) -> None:
         raise ValueError(f"{len(a)} predictions but {len(b)} labels")
 
 
+# The answer of a guard that gives none. No class has this number, so a refused row counts as an
+# error on clean rows and as a failed attack on marked ones; OpenBackdoor counts alike.
+REFUSED = -1
+
+
+def refused(predicted: Sequence[int]) -> Rate:
+    """Return the share of rows that a guard gave no answer to.
+
+    Args: predicted: (n,) classes, `REFUSED` where there is none.
+    Source: ours; on clean rows it is the false positive rate of the guard.
+    """
+    return _share([p == REFUSED for p in predicted])
+
+
 def cacc(predicted: Sequence[int], labels: Sequence[int]) -> Rate:
     """Return clean accuracy: the share of untouched test rows that are classified rightly.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import platform
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -15,6 +17,7 @@ import numpy
 import pandas as pd
 import torch
 import transformers
+from filelock import FileLock, Timeout
 
 from . import __version__
 from .metrics import Rate, mean_interval, wilson
@@ -51,6 +54,7 @@ SCHEMA = {
         "date": {"type": "string"},
     },
 }
+_VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)  # made once: a sweep reads many records
 
 
 def hardware() -> str:
@@ -88,8 +92,43 @@ def record(*, metrics: dict[str, Rate | float], seconds: dict[str, float],
                      "numpy": numpy.__version__},
         "date": datetime.date.today().isoformat(),
     }
-    jsonschema.validate(made, SCHEMA)
+    _VALIDATOR.validate(made)
     return made
+
+
+def place(study: str, name: str, folder: Path | None = None) -> Path:
+    """Return where the record of a run is kept.
+
+    Args: study, name: of the run; folder: of all studies, `data/results` if None.
+    Source: ours.
+    """
+    return (folder or FOLDER) / study / f"{name}.json"
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Hold the lock of a record while it is made.
+
+    Args: path: of the record.
+    Returns: a context that gives True, or False if somebody else holds the lock. It is the
+        operating system's, so that it ends with the process, however that ends.
+    Source: ours.
+    """
+    lock = FileLock(path.with_name(f".{path.stem}.lock"), blocking=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    except OSError:  # no lock can be had here, as on some network drives: go on without
+        yield True
+        return
+    try:
+        yield True
+    finally:  # whoever opened the file before it goes finds it nameless, and does not get it
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def save(made: dict, folder: Path | None = None) -> Path:
@@ -97,17 +136,47 @@ def save(made: dict, folder: Path | None = None) -> Path:
 
     Args: made: from `record`; folder: of all studies, `data/results` if None.
     Returns: the file's path.
+    Raises: OSError if it cannot be written; what was there before stays.
     Source: ours.
     """
-    path = (folder or FOLDER) / made["study"] / f"{made['name']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    with os.fdopen(handle, "w", encoding="utf8") as file:
-        json.dump(made, file, indent=1)
-        file.write("\n")
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    path, temporary = place(made["study"], made["name"], folder), None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        with os.fdopen(handle, "w", encoding="utf8") as file:
+            json.dump(made, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(handle)  # else a power cut could leave an empty file under the right name
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        raise OSError(error.errno, f"the record cannot be written ({error.strerror}): make room "
+                      "or choose another folder (--results FOLDER)", str(path)) from error
     return path
+
+
+def read(path: Path) -> dict:
+    """Read one record.
+
+    Args: path: of its file, FOLDER/STUDY/NAME.json.
+    Returns: the record.
+    Raises: FileNotFoundError if there is none; ValueError if it is damaged or of another run.
+    Source: ours.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+        _VALIDATOR.validate(found)
+        if (found["study"], found["name"]) != (path.parent.name, path.stem):
+            raise ValueError(f"it says {found['study']}/{found['name']}")
+    except (ValueError, jsonschema.ValidationError) as error:
+        raise ValueError(f"{path.name} is not a record of a run: delete it and repeat the "
+                         "run") from error
+    return found
 
 
 def load(study: str, folder: Path | None = None) -> list[dict]:
@@ -120,17 +189,9 @@ def load(study: str, folder: Path | None = None) -> list[dict]:
     base = folder or FOLDER
     paths = sorted((base / study).glob("*.json"))
     if not paths:
-        known = sorted(p.name for p in base.glob("*") if p.is_dir())
+        known = sorted({p.parent.name for p in base.glob("*/*.json")})
         raise FileNotFoundError(f"no recorded study {study!r}: there are {known}")
-    runs = []
-    for path in paths:
-        try:
-            runs.append(json.loads(path.read_text(encoding="utf8")))
-            jsonschema.validate(runs[-1], SCHEMA)
-        except (ValueError, jsonschema.ValidationError) as error:
-            raise ValueError(f"{path.name} is not a record of a run: delete it and repeat the "
-                             "run") from error
-    return runs
+    return [read(path) for path in paths]
 
 
 def value(run: dict, metric: str) -> float:

@@ -1,320 +1,237 @@
 """Recorded studies: grids of runs that are too long for a page.
 
-    python -m bdutils.sweep                 list the studies
-    python -m bdutils.sweep attacks         run what is missing of one study
-    python -m bdutils.sweep attacks --only badnets-rate0.1-seed0    one run
+    python -m bdutils.sweep                        list the studies and what is missing
+    python -m bdutils.sweep attacks rates          run what is missing of two studies
+    python -m bdutils.sweep attacks --workers 2    in two processes
+    python -m bdutils.sweep attacks --dask tcp://HOST:8786    on a Dask cluster
+    python -m bdutils.sweep attacks --only badnets-rate0.1-seed0    one run, even if it is there
     python -m bdutils.sweep sst2 --benchmark FOLDER     files instead of the hub
 
 Each run writes one JSON to data/results, whole or not at all; a run that is there is skipped.
+Processes and clusters are joblib's and Dask's. What is ours: no run is kept twice, none is lost
+with the worker, the scheduler or the sweep that it ran in, and a damaged record is redone.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import random
+import contextlib
+import os
+import sys
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, NamedTuple
 
-from . import results, scale
-from .attacks.images import PICTURE_TRIGGERS, PatchTrigger
-from .attacks.text import (
-    TRIGGERS,
-    ParaphraseTable,
-    PoisonSettings,
-    Trigger,
-    Truth,
-    paraphrases_from,
-)
-from .data import PICTURES, TrainingSet, load_task
-from .defenses.runs import VARIANTS, defend
-from .metrics import cacc
-from .models import Classifier
-from .victims import Scores, evaluate, settings_for, victim
+import torch
+from joblib import Parallel, delayed, parallel_config
+from tqdm.auto import tqdm
+
+from . import results, scale, use_scale
+
+if TYPE_CHECKING:  # `studies` imports every attack and defense, which only real runs need
+    from .studies import Run
+
+ATTEMPTS = 5  # passes in a row in which nothing got finished, before a sweep gives up
+PAUSE = 1.0  # seconds before the second of them; then twice as long each time
+# A process has one random state and one number of threads: never two runs in it at once.
+_ONE_RUN = threading.Lock()
 
 
-@dataclass(frozen=True)
-class SeveralTriggers:
-    """Mostly one trigger, now and then another; ours, to test a defense that sees few rows."""
+class Outcome(NamedTuple):
+    """What became of a run: `state` is done, there, elsewhere or failed; `note` says why."""
 
-    parts: tuple[Trigger, ...] = (TRIGGERS["badnets"], TRIGGERS["addsent"])
-    weights: tuple[float, ...] = (0.9, 0.1)
-    name: str = "several"
-
-    def apply(self, text: str, rng: random.Random) -> str:
-        """Mark the text with one of the parts."""
-        return rng.choices(self.parts, self.weights)[0].apply(text, rng)
-
-
-@dataclass(frozen=True)
-class DecoyTrigger(PatchTrigger):
-    """A patch whose poisoned rows have two labels; ours, by one who knows NT-ML.
-
-    Most have the target label, a `share` of them has the label `decoy`, which so becomes the
-    second choice of the model that is trained on them.
-    """
-
-    share: float = 0.3
-    decoy: int = 1
-    name: ClassVar[str] = "decoy"
-
-    def poison(self, train: TrainingSet, settings: PoisonSettings) -> tuple[TrainingSet, Truth]:
-        """Poison as ever, then relabel some of the poisoned rows."""
-        rows, truth = super().poison(train, settings)
-        hit = [i for i, poisoned in enumerate(truth.poisoned) if poisoned]
-        some = set(random.Random(settings.seed).sample(hit, round(self.share * len(hit))))
-        return replace(rows, labels=tuple(self.decoy if i in some else y
-                                          for i, y in enumerate(rows.labels))), truth
-
-
-@dataclass(frozen=True)
-class Run:
-    """One cell of a grid; `attack` None is the clean model, at rate 0.
-
-    `defense` names one of `defenses.runs.VARIANTS`; without it the attack alone is measured.
-    `encoder`: see `models.encoder_source`.
-    """
-
-    task: str
-    attack: str | None
-    poison_rate: float
-    seed: int
-    label_mode: str = "dirty"
-    defense: str = ""
-    encoder: str | None = None
+    study: str
+    run: Run
+    state: str
+    record: dict | None = None
+    note: str = ""
 
     @property
-    def name(self) -> str:
-        """Return the file name of the run's record."""
-        mode = "" if self.label_mode == "dirty" else f"-{self.label_mode}"
-        end = f"-{self.defense}" if self.defense else ""
-        return f"{self.attack or 'clean'}{mode}-rate{self.poison_rate:g}-seed{self.seed}{end}"
-
-
-def grid(task: str, attacks: list[str], rates: list[float], seeds: list[int],
-         label_mode: str = "dirty") -> list[Run]:
-    """Return the clean run and every attack at every rate, for each seed.
-
-    Args: task, attacks, rates, seeds: the axes; label_mode: of the poisoning.
-    Source: ours.
-    """
-    cells = [(None, 0.0, "dirty"), *itertools.product(attacks, rates, [label_mode])]
-    return [Run(task, attack, rate, seed, mode)
-            for seed in seeds for attack, rate, mode in cells]
-
-
-def defended(defense: str, task: str, attacks: list[str], rates: list[float],
-             seeds: list[int] = [0]) -> list[Run]:  # noqa: B006
-    """Return every attack at every rate, for each seed, with one defense.
-
-    Args: defense: of `VARIANTS`; the rest as for `grid`; no clean model among them.
-    Source: ours.
-    """
-    return [Run(task, attack, rate, seed, defense=defense)
-            for seed in seeds for attack, rate in itertools.product(attacks, rates)]
-
-
-FOUR = list(TRIGGERS)
-FIVE = [name for name in PICTURE_TRIGGERS if name != "corners"]
-# Label-consistent poison takes four fifths of the target class, a tenth of the rows.
-CORNERS = [Run("images", "corners", 0.08, seed, "clean") for seed in (0, 1, 2)]
-STUDIES: dict[str, list[Run]] = {
-    "attacks": grid("sentiment", FOUR, [0.1], [0, 1, 2]),
-    "topic": grid("topic", ["badnets", "addsent"], [0.1], [0]),
-    "rates": [*grid("sentiment", ["badnets", "syntax"], [0.0025, 0.01, 0.05, 0.1], [0]),
-              *grid("sentiment", ["syntax"], [0.05], [1, 2])],
-    "label-modes": [Run("sentiment", "badnets", 0.1, 0, "clean"),
-                    Run("sentiment", "badnets", 0.1, 0, "mixed"),
-                    Run("sentiment", "syntax", 0.1, 0, "clean")],
-    "sst2": grid("sst2", FOUR, [0.2, 0.05], [0]),
-    "bedkd": [*defended("bedkd", "sentiment", FOUR, [0.2], [0, 1, 2]),
-              *(Run("sentiment", None, 0.0, seed, defense="bedkd") for seed in (0, 1, 2)),
-              Run("sentiment", None, 0.0, 0, defense="bedkd-forced")],
-    "bedkd-rates": [*defended("bedkd", "sentiment", ["badnets", "addsent", "syntax"], [0.05]),
-                    *defended("bedkd", "sentiment", ["badnets", "addsent"], [0.01])],
-    "bedkd-parts": [run for name in ("fine-tuning", "trust", "random", "retraining")
-                    for run in defended(name, "sentiment", ["badnets"], [0.2])],
-    "bedkd-deviations": [run for name in ("ours", "unbounded", "padding-counts",
-                                          "one-optimizer", "whole-passes")
-                         for run in defended(name, "sentiment", ["badnets"], [0.2])],
-    "bedkd-authors": defended("bedkd-authors", "sentiment", ["badnets"], [0.2]),
-    "bedkd-breaks": [*defended("bedkd", "sentiment", ["several"], [0.2]),
-                     *defended("bedkd", "topic8", ["badnets"], [0.2])],
-    "bedkd-topic": defended("bedkd", "topic", ["badnets", "addsent"], [0.2]),
-    "bedkd-sst2": defended("bedkd", "sst2", FOUR, [0.2]),
-    "bedkd-ag-news": defended("bedkd", "ag_news", FOUR, [0.2]),
-    "dup": [*defended("dup", "sentiment", FOUR, [0.2], [0, 1, 2]),
-            *(Run("sentiment", None, 0.0, seed, defense="dup") for seed in (0, 1, 2)),
-            Run("sentiment", None, 0.0, 0, defense="dup-forced")],
-    "dup-rates": [run for name in ("dup", "dup-forced") for run in (
-        *defended(name, "sentiment", ["badnets"], [0.05]),
-        *defended(name, "sentiment", ["addsent"], [0.01]))],
-    "dup-deviations": [*defended("dup-authors", "sentiment", ["badnets", "addsent"], [0.2]),
-                       *(run for name in ("lora", "dup-unstopped", "dup-no-kick", "dup-uncapped",
-                                       "dup-batch-32", "dup-fast", "dup-forced", "dup-one-set",
-                                       "dup-all-pushed", "dup-one-look")
-                         for run in defended(name, "sentiment", ["badnets"], [0.2]))],
-    "dup-topic": defended("dup", "topic", ["badnets"], [0.2]),
-    "dup-sst2": defended("dup", "sst2", FOUR, [0.2]),
-    "dup-ag-news": defended("dup", "ag_news", FOUR, [0.2]),
-    "dup-causal": [Run("sentiment", "badnets", 0.2, 0, defense="dup-causal", encoder="causal")],
-    "images": [*grid("images", FIVE, [0.1], [0, 1, 2]), *CORNERS],
-    "images-rates": [Run("images", attack, rate, 0) for attack in ("patch", "sine", "warp")
-                     for rate in (0.0025, 0.01, 0.03)],
-    "images-clean-label": [Run("images", "sine", 0.08, seed, "clean") for seed in (0, 1, 2)],
-    "images-cifar10": [*grid("cifar10", FIVE, [0.1], [0]),
-                       Run("cifar10", "corners", 0.08, 0, "clean")],
-    "ntml": [replace(run, defense="ntml") for run in (
-        *grid("images", FIVE, [0.1], [0, 1, 2]), *CORNERS)],
-    "baselines": [replace(run, defense=name) for name in ("tuning", "pruning", "nad")
-                  for run in (*grid("images", FIVE, [0.1], [0, 1, 2]), *CORNERS)],
-    "baselines-long": [run for name in ("tuning-long", "pruning-long", "nad-long")
-                       for run in defended(name, "images", ["patch"], [0.1])],
-    "ntml-counts": [run for count in (25, 50, 250, 500)
-                    for run in defended(f"ntml-{count}", "images", ["patch"], [0.1])],
-    "ntml-choices": [
-        Run("images", "corners", 0.08, 0, "clean", "ntml-drop"),
-        *(run for name in ("ntml-raw", "ntml-drop")
-          for run in defended(name, "images", ["patch", "blended"], [0.1])),
-        *(run for name in ("ntml-gate-3", "ntml-alone", "ntml-go-on")
-          for run in defended(name, "images", ["patch"], [0.1]))],
-    "ntml-rates": defended("ntml", "images", ["patch", "sine"], [0.01, 0.03]),
-    "ntml-adaptive": defended("ntml", "images", ["decoy"], [0.1]),
-    "ntml-text": defended("ntml", "sentiment", ["badnets"], [0.2]),
-}
-PICTURE_TARGET = 0  # Wu et al. 2022; texts have 1 (Cui et al. 2022)
-# One pass over the larger sets is as many steps as two over the small one.
-EPOCHS = {"sst2": 1, "ag_news": 1}
-# Two sets are cut to what a CPU trains in minutes; their published test rows are thinned likewise.
-SIZES = {"sst2": {"train": None, "test": None}, "ag_news": {"train": 6000, "test": 2000},
-         "cifar10": {"train": 20000, "test": 5000}}
-# The decoder is six times larger than the encoder: fewer rows, seen oftener, and a usual rate.
-CAUSAL_SIZES, CAUSAL_TRAINING = {"train": 600, "test": 400}, {"lr": 5e-5, "epochs": 4}
-BENCHMARK_ATTACKS = {"style": "style_bible", "syntax": "syntactic_scpn"}
-
-
-def perform(study: str, run: Run, benchmark: Path | None = None) -> dict:
-    """Train, measure and describe one run.
-
-    Args: study: its name; run: the cell; benchmark: folder with the files `TASK.parquet` and,
-        if rewriting attacks shall use real paraphrases, `TASK_paraphrases.parquet`.
-    Returns: the record, not yet saved.
-    Source: ours.
-    """
-    small = scale() == "small"
-    sizes = SIZES.get(run.task) if small else None
-    changes = {"epochs": EPOCHS[run.task]} if run.task in EPOCHS and small else {}
-    if run.encoder == "causal":
-        sizes, changes = CAUSAL_SIZES, CAUSAL_TRAINING
-    file = benchmark / f"{run.task}.parquet" if benchmark else None
-    # Pictures come as two files, so that their folder is named.
-    task = (load_task(run.task, sizes=sizes, folder=benchmark) if run.task in PICTURES
-            else load_task(str(file or run.task), sizes=sizes))
-    settings = settings_for(task, seed=run.seed, **changes)
-    clean = victim(task, None, settings=settings, encoder=run.encoder)
-    target = PICTURE_TARGET if task.train.are_pictures else 1
-    attacked, trigger = clean, None
-    if run.attack:
-        attacked = victim(task, _attack(run, benchmark), settings=settings, encoder=run.encoder,
-                          poison_rate=run.poison_rate, label_mode=run.label_mode, seed=run.seed,
-                          target_label=target)
-        trigger = attacked.truth.trigger
-
-    def measure(model: Classifier, with_floor: bool = True) -> dict:
-        if trigger is None:
-            return {"cacc": cacc(model.predict(task.test.texts), task.test.labels)}
-        # A table of real paraphrases has no test rows of the target class, which PACC needs.
-        found = _metrics(evaluate(model, task, trigger, target,
-                                  clean.classifier if with_floor else None,
-                                  every_class=not isinstance(trigger, ParaphraseTable)))
-        return found | {f"asr_{name}": evaluate(model, task, part, label).asr
-                        for name, part, label in _further(trigger, target)}
-
-    fewer = replace(task, test=task.test.take(range(0, len(task.test), len(task.test) // 400)))
-
-    def glance(model: Classifier) -> dict:
-        return _metrics(evaluate(model, fewer, trigger, target, every_class=True))
-
-    extra: dict = {}
-    if run.defense:
-        metrics, seconds, extra = defend(run.defense, attacked, run.seed, measure, glance)
-        about = VARIANTS[run.defense]
-    else:
-        start = time.perf_counter()
-        metrics, about = measure(attacked.classifier), None
-        seconds = {"training": attacked.report.seconds, "measuring": time.perf_counter() - start}
-    where = " --benchmark FOLDER" if benchmark else ""
-    return results.record(
-        study=study, name=run.name, method=run.attack or "clean", task=task.name,
-        scale=scale(), data=task.fingerprint(), seed=run.seed, metrics=metrics,
-        settings={"poison_rate": run.poison_rate, "label_mode": run.label_mode,
-                  "target_label": target, "trigger": repr(attacked.truth.trigger)
-                  if attacked.truth else None, **asdict(settings),
-                  **({"encoder": run.encoder} if run.encoder else {}),
-                  **({"defense": run.defense, "defense_settings": asdict(about)
-                      if about else {}} if run.defense else {})},
-        seconds=seconds, **extra,
-        command=f"python -m bdutils.sweep {study} --only {run.name}{where}")
-
-
-def _attack(run: Run, benchmark: Path | None) -> str | Trigger:
-    table = benchmark / f"{run.task}_paraphrases.parquet" if benchmark else None
-    if table and table.is_file() and run.attack in BENCHMARK_ATTACKS:
-        return paraphrases_from(str(table), BENCHMARK_ATTACKS[run.attack])
-    return {"several": SeveralTriggers(), "decoy": DecoyTrigger()}.get(run.attack, run.attack)
-
-
-def _further(trigger: Trigger, target: int) -> list[tuple[str, Trigger, int]]:
-    """List what else an attacker may be after: names, triggers, labels."""
-    parts = [(part.name, part, target) for part in getattr(trigger, "parts", ())]
-    return parts + ([("decoy", trigger, trigger.decoy)] if hasattr(trigger, "decoy") else [])
-
-
-def _metrics(scores: Scores) -> dict:
-    found = {name: rate for name, rate in vars(scores).items() if rate is not None}
-    return {**found, **({"excess_asr": scores.asr.value - scores.floor.value}
-                        if scores.floor else {})}
+    def label(self) -> str:
+        """Return the run's place among the results."""
+        return f"{self.study}/{self.run.name}"
 
 
 def missing(study: str, only: str | None = None, folder: Path | None = None) -> Iterator[Run]:
-    """Yield the runs of a study that have no record yet.
+    """Yield the runs of a study that have no valid record yet.
 
     Args: study: its name; only: one run's name, yielded in any case; folder: of the results.
     Raises: ValueError for an unknown study or run.
     Source: ours.
     """
+    from .studies import STUDIES
+
     if study not in STUDIES:
         raise ValueError(f"unknown study {study!r}: there are {sorted(STUDIES)}")
     runs = [run for run in STUDIES[study] if only in (None, run.name)]
     if not runs:
         raise ValueError(f"study {study!r} has no run {only!r}")
-    for run in runs:
-        path = (folder or results.FOLDER) / study / f"{run.name}.json"
-        if only or not path.is_file():
-            yield run
+    yield from (run for run in runs if only or not _kept(results.place(study, run.name, folder)))
+
+
+def _kept(path: Path) -> dict | None:
+    try:
+        return results.read(path)
+    except (FileNotFoundError, ValueError):  # not there, or damaged: either way to be made
+        return None
+
+
+def finish(study: str, run: Run, benchmark: Path | None = None, folder: Path | None = None, *,
+           perform: Callable[..., dict], redo: bool = False, worker: str = "") -> Outcome:
+    """Perform one run and keep its record, unless that has been done or is being done.
+
+    Args: study, run, benchmark: see `studies.perform`; folder: of the results; perform: makes
+        the record; redo: perform it even if there is a record; worker: in a worker process, the
+        scale to work at; empty in the sweep's own process.
+    Returns: what became of it, with the record, which may be the only copy that is left.
+    Source: ours.
+    """
+    path, note = results.place(study, run.name, folder), ""
+    if worker:  # as many workers as cores: with more threads they would wait for each other
+        torch.set_num_threads(1)
+        use_scale(worker)
+        os.environ["BDUTILS_QUIET"] = "1"
+    with _ONE_RUN, results.claimed(path) as ours:
+        if not ours:
+            return Outcome(study, run, "elsewhere")
+        # Another sweep may have finished it since this one made its list.
+        if not redo and (made := _kept(path)):
+            return Outcome(study, run, "there", made)
+        try:
+            made = perform(study, run, benchmark)
+        except Exception:  # the other runs go on
+            return Outcome(study, run, "failed", note=traceback.format_exc())
+        try:
+            made = results.read(results.save(made, folder))  # here: it must outlive the sweep
+        except OSError as error:
+            note = str(error)  # the sweep's own process will try
+        return Outcome(study, run, "done", made, note)
+
+
+def _outcomes(tasks: Iterable, workers: int, dask: str | None) -> Iterator:
+    """Yield the outcome of each task as it ends, or an error in place of those that are lost."""
+    options = {"backend": "loky", "inner_max_num_threads": 1} if workers > 1 else {}
+    with contextlib.ExitStack() as stack:
+        try:
+            if dask:
+                from .cluster import connected
+
+                options = {"backend": stack.enter_context(connected(dask))}
+            stack.enter_context(parallel_config(**options))
+            yield from Parallel(n_jobs=-1 if dask else workers, return_as="generator_unordered",
+                                batch_size=1, pre_dispatch="all")(tasks)
+        except (ImportError, ValueError):  # will not get better
+            raise
+        except Exception as error:  # `finish` raises none: it is the pool or the connection
+            yield error
+
+
+def carry_out(todo: Iterable[tuple[str, Run]], *, perform: Callable[..., dict],
+              benchmark: Path | None = None, folder: Path | None = None, redo: bool = False,
+              workers: int = 1, dask: str | None = None) -> list[Outcome]:
+    """Perform runs and keep their records, whatever happens to the workers.
+
+    Args: todo: studies and runs; perform, benchmark, folder, redo: see `finish`; workers:
+        processes, 1 = this one; dask: address of a scheduler, in place of `workers`.
+    Returns: the outcomes, in the order in which they came.
+    Raises: RuntimeError if workers are lost again and again; OSError if a record cannot be
+        written; ConnectionError, ImportError, ValueError if a cluster cannot be used.
+    Source: ours.
+    """
+    if workers < 1:
+        raise ValueError(f"a sweep needs at least 1 worker, not {workers}")
+    left, ended, idle, broken = dict.fromkeys(todo), [], 0, False
+    worker = scale() if dask or workers > 1 else ""
+    bar = tqdm(total=len(left), unit="run", disable=None)  # on a terminal only
+    while left:
+        before, lost, others = len(left), None, []
+        tasks = [delayed(finish)(study, run, benchmark, folder, perform=perform, redo=redo,
+                                 worker=worker) for study, run in left]
+        for found in _outcomes(tasks, workers, dask):
+            if isinstance(found, BaseException):
+                lost = found
+            elif found.state == "elsewhere":
+                others.append(found)
+            else:
+                # From a worker that does not share our disk. If this fails, so would the rest.
+                path = results.place(found.study, found.run.name, folder)
+                if found.record and _kept(path) != found.record:
+                    results.save(found.record, folder)
+                del left[found.study, found.run]
+                ended.append(found)
+                bar.update()
+                bar.write(f"[{len(ended)}/{bar.total}] {_line(found)}")
+        if isinstance(lost, ConnectionError) and not broken:
+            raise lost  # the scheduler was never there
+        broken, idle = broken or bool(lost), 0 if len(left) < before else idle + 1
+        # A worker that we lost touch with may still be at it, so that such runs are asked again.
+        if not lost and (not broken or idle == ATTEMPTS):
+            ended += others
+            break
+        if idle == ATTEMPTS:
+            names = " ".join(f"{study}/{run.name}" for study, run in left)
+            raise RuntimeError(f"workers were lost {ATTEMPTS} times while nothing got finished: "
+                               f"{lost!r}. See what ends them (often too little memory), then "
+                               f"give the same command again. Not done: {names}")
+        if left:
+            bar.write(f"{len(left)} runs left; " + (f"workers were lost ({type(lost).__name__})"
+                                                    if lost else "waiting for some"))
+            time.sleep(PAUSE * 2**idle)
+            # Those that were under way go last: one that kills its worker must not stop the rest.
+            keys = list(left)
+            left = dict.fromkeys(keys[max(workers, 2):] + keys[:max(workers, 2)])
+    bar.close()
+    return ended
+
+
+def _line(found: Outcome) -> str:
+    made = found.record
+    if not made:
+        return f"{found.label} FAILED\n{found.note}"
+    shown = " ".join(f"{name} {results.value(made, name):.3f}" for name in made["metrics"])
+    return f"{found.label} {shown} {sum(made['seconds'].values()):.0f} s {found.note}".rstrip()
 
 
 def main() -> None:
     """Run the command line; see the module's text."""
+    from .studies import STUDIES, perform
+
     parser = argparse.ArgumentParser(prog="python -m bdutils.sweep")
-    parser.add_argument("study", nargs="?", help="leave out to list the studies")
-    parser.add_argument("--only", help="name of one run")
+    parser.add_argument("study", nargs="*", help="leave out to list the studies")
+    parser.add_argument("--only", help="name of one run, which is made again if it is there")
     parser.add_argument("--benchmark", type=Path, help="folder with TASK.parquet files")
     parser.add_argument("--results", type=Path, help="folder for the records")
+    parser.add_argument("--workers", type=int, default=1, help="processes on this machine")
+    parser.add_argument("--dask", metavar="ADDRESS", help="of a scheduler, tcp://HOST:PORT")
     chosen = parser.parse_args()
-    if not chosen.study:
-        for name, runs in STUDIES.items():
-            print(f"{name}: {len(runs)} runs")
-        return
-    for run in missing(chosen.study, chosen.only, chosen.results):
-        made = perform(chosen.study, run, chosen.benchmark)
-        results.save(made, chosen.results)
-        shown = {k: f"{results.value(made, k):.3f}" for k in made["metrics"]}
-        print(run.name, shown, f"{sum(made['seconds'].values()):.0f} s", flush=True)
+    # Workers may have another working folder.
+    folder, benchmark = (p and p.resolve() for p in (chosen.results, chosen.benchmark))
+    try:
+        if not chosen.study:
+            for study, runs in STUDIES.items():
+                lacking = len(list(missing(study, None, folder)))
+                print(f"{study}: {len(runs)} runs" + (f", {lacking} missing" if lacking else ""))
+            return
+        todo = [(study, run) for study in chosen.study
+                for run in missing(study, chosen.only, folder)]
+        ended = carry_out(todo, perform=perform, benchmark=benchmark, folder=folder,
+                          redo=bool(chosen.only), workers=chosen.workers, dask=chosen.dask)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    by_state = {state: [found.label for found in ended if found.state == state]
+                for state in ("done", "there", "elsewhere", "failed")}
+    print(", ".join(f"{state}: {len(names)}" for state, names in by_state.items()))
+    if by_state["elsewhere"]:
+        print("left to another sweep:", *by_state["elsewhere"])
+    if by_state["failed"]:
+        sys.exit(f"failed: {' '.join(by_state['failed'])}")
 
 
 if __name__ == "__main__":
-    main()
+    # Not `main()`: workers must find the functions in a module that they can import.
+    from bdutils import sweep
+
+    sweep.main()

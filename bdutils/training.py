@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 
 from . import scale as current_scale
 from .data import Examples
+from .distributed import Team
 from .models import Classifier
 
 
@@ -119,7 +120,12 @@ def bucketed_batches(lengths: Sequence[int], size: int, rng: random.Random) -> l
 
 def train(classifier: Classifier, examples: Examples, settings: TrainSettings, *,
           loss: Callable[[ModelOutput, dict], Tensor] = cross_entropy) -> TrainReport:
-    """Fine-tune a classifier in place.
+    """Fine-tune a classifier in place; several processes divide the rows of each batch.
+
+    Alone or together, the same rows make each step and count the same, so that weights agree up
+    to rounding. What does not agree: dropout and augmentation, drawn by each process; BatchNorm,
+    whose statistics are those of a process's rows, the main one's being kept; a loss that is not
+    a mean over rows.
 
     Args:
         classifier: all its weights that require a gradient are trained.
@@ -127,8 +133,9 @@ def train(classifier: Classifier, examples: Examples, settings: TrainSettings, *
         settings: see `TrainSettings`.
         loss: maps the model's outputs and the batch (`labels`, and `rows`: which examples these
             are) to a scalar.
-    Returns: losses, seconds and tokens.
-    Raises: FloatingPointError if the loss is no longer a number.
+    Returns: losses, seconds and tokens, of all processes.
+    Raises: FloatingPointError if the loss is no longer a number; ImportError if there are
+        several processes and no `accelerate`.
     Source: ours; AdamW with linear warm-up and decay as in Devlin et al. 2019.
     """
     model, device = classifier.model, classifier.model.device
@@ -140,32 +147,39 @@ def train(classifier: Classifier, examples: Examples, settings: TrainSettings, *
     precision = _mixed_precision(device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
     losses, tokens, start = [], 0, time.perf_counter()
+    team = Team.now()
+    compute, optimizer = team.prepare(
+        model, optimizer, lambda inputs, batch: loss(model(**inputs), batch))
     bar = tqdm(total=steps, desc="training", leave=False,
-               disable=bool(os.environ.get("BDUTILS_QUIET")))
+               disable=bool(os.environ.get("BDUTILS_QUIET")) or team.rank > 0)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(settings.seed)  # of dropout, without disturbing the caller's state
+        # Of dropout, without disturbing the caller's state. The order has a generator of its own.
+        torch.manual_seed(settings.seed + 1_000_003 * team.rank)
         model.train()
         for _ in range(settings.epochs):
             total = 0.0
             for rows in bucketed_batches([len(ids) for ids in encoded],
                                          settings.batch_size, rng):
-                inputs = classifier.collate(encoded, rows)
-                batch = {**inputs, "labels": labels[rows].to(device), "rows": rows}
+                mine, weight = team.share(rows)
+                inputs = classifier.collate(encoded, mine)
+                batch = {**inputs, "labels": labels[mine].to(device), "rows": mine}
                 with torch.autocast(device.type, precision, enabled=precision is not None):
-                    value = loss(model(**inputs), batch)
-                _step(value, model, optimizer, scaler, settings.max_grad_norm)
+                    value = compute(inputs, batch) * weight
+                mean = team.mean(value)
+                _step(value, mean, model, optimizer, scaler, settings.max_grad_norm)
                 schedule.step()
-                total += value.item() * len(rows)
-                tokens += next(iter(inputs.values())).numel()
+                total += mean.item() * len(rows)
+                tokens += next(iter(inputs.values())).numel() if weight else 0
                 bar.update()
             losses.append(total / len(encoded))
     bar.close()
     model.eval()
+    tokens = team.finish(model, tokens)
     return TrainReport(tuple(losses), time.perf_counter() - start, tokens)
 
 
-def _step(value: Tensor, model, optimizer, scaler, max_grad_norm: float) -> None:
-    if not torch.isfinite(value):
+def _step(value: Tensor, mean: Tensor, model, optimizer, scaler, max_grad_norm: float) -> None:
+    if not torch.isfinite(mean):  # of all processes: if one stopped, the others would wait for it
         raise FloatingPointError("the loss is no longer a number: lower the learning rate")
     scaler.scale(value).backward()
     scaler.unscale_(optimizer)

@@ -26,8 +26,9 @@ from .attacks.text import (
     triggered,
 )
 from .data import DefenderView, Examples, Task, TrainingSet
+from .distributed import entry_together
 from .images import PictureClassifier, PictureSettings, write_weights
-from .metrics import Rate, asr, cacc, pacc, ra
+from .metrics import Rate, asr, cacc, pacc, ra, refused
 from .models import Classifier, encoder_source
 from .training import TrainReport, TrainSettings, train
 
@@ -64,7 +65,8 @@ class Scores:
     """What the examiner measures, each with n and 95 % interval.
 
     Fields: cacc, asr, ra, pacc: see `metrics`; floor, clean_pacc: ASR and PACC of a model that
-    was never poisoned. What was not asked for is None.
+    was never poisoned; refused, refused_clean: shares of the rows that ASR and CACC count, to
+    which a guard gave no answer. What was not asked for is None.
     """
 
     cacc: Rate
@@ -73,6 +75,8 @@ class Scores:
     floor: Rate | None = None
     pacc: Rate | None = None
     clean_pacc: Rate | None = None
+    refused: Rate | None = None
+    refused_clean: Rate | None = None
 
 
 def victim(task: Task, attack: str | Trigger | None = "badnets", *,
@@ -110,7 +114,7 @@ def victim(task: Task, attack: str | Trigger | None = "badnets", *,
         (folder / "training.json").write_text(json.dumps(asdict(report)), encoding="utf8")
 
     name = truth.trigger.name if truth else "clean"
-    folder = entry(f"models/{task.name}-{name}-{digest}", build, about)
+    folder = entry_together(f"models/{task.name}-{name}-{digest}", build, about)
     report = TrainReport(**json.loads((folder / "training.json").read_text(encoding="utf8")))
     kind = PictureClassifier if rows.are_pictures else Classifier
     return Victim(kind.load(folder), task, rows, truth, settings, report)
@@ -180,12 +184,16 @@ def evaluate(model: Classifier, task: Task, trigger: str | Trigger | PictureTrig
     marked = triggered(task.test, trigger, target_label, every_class=every_class)
     labels, guesses = marked.labels, model.predict(marked.texts)
     clean = clean_model.predict(marked.texts) if clean_model else None
+    unmarked, guard = model.predict(task.test.texts), getattr(model, "refuses", False)
     return Scores(
-        cacc(model.predict(task.test.texts), task.test.labels),
+        cacc(unmarked, task.test.labels),
         asr(guesses, labels, target_label), ra(guesses, labels, target_label),
         asr(clean, labels, target_label) if clean else None,
         pacc(guesses, labels) if every_class else None,
-        pacc(clean, labels) if clean and every_class else None)
+        pacc(clean, labels) if clean and every_class else None,
+        refused([p for p, y in zip(guesses, labels, strict=True) if y != target_label])
+        if guard else None,
+        refused(unmarked) if guard else None)
 
 
 def _trigger(attack: str | Trigger | PictureTrigger, rows: Examples) -> Trigger | PictureTrigger:

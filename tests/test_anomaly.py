@@ -411,16 +411,21 @@ def test_a_strip_score_is_the_texts_own_and_repeatable():
     assert found.tolist() == alone and random.getstate() == state
 
 
-def check_onion_scores(onion_scores):
+def costs_of(text):
     costs = {"a": 1.0, "good": 2.0, "film": 3.0, "zq": 50.0}
+    return sum(costs[word] for word in text.split())
 
-    def perplexity(text):
-        return sum(costs[word] for word in text.split())
 
-    found = onion_scores(["a good zq film", "film a", "zq"], perplexity)
-    assert found.tolist() == [50.0, 3.0, 0.0]  # a single word cannot go
+def check_word_falls(word_falls):
+    assert word_falls("a good zq film", costs_of) == [1.0, 2.0, 50.0, 3.0]
+    assert word_falls("zq", costs_of) == []  # a single word cannot go
+
+
+def check_onion_scores(onion_scores):
+    found = onion_scores(["a good zq film", "film a", "zq"], costs_of)
+    assert found.tolist() == [50.0, 3.0, 0.0]
     # Where every word helps, the least harm is the score.
-    harm = onion_scores(["good a film"], lambda text: 100 - perplexity(text))
+    harm = onion_scores(["good a film"], lambda text: 100 - costs_of(text))
     assert harm.tolist() == [-1.0]
 
 
@@ -506,8 +511,9 @@ MUTATIONS = {  # of each function: what is written, and what instead
         ("others, swap", "texts, swap"),
         (".view(len(texts), copies).mean(1)", ".view(copies, len(texts)).mean(0)"),
         (".view(len(texts), copies).mean(1)", ".view(len(texts), copies).amax(1)")],
-    check_onion_scores: [("max([", "min(["), ("whole - perplexity(s)", "perplexity(s) - whole"),
-        ("words[i + 1:]", "words[i:]"), ("or [0.0]", "or [whole]")],
+    check_word_falls: [("whole - perplexity(s)", "perplexity(s) - whole"),
+        ("words[i + 1:]", "words[i:]"), ("> 1", "> 0")],
+    check_onion_scores: [("max(word", "min(word"), ("or [0.0]", "or [1.0]")],
     check_shadow_loss: [("return value + pull", "return value - pull"), ("+ pull * far", "+ far"),
         ("hidden_states[1:]", "hidden_states"), ("[:, :, 0]", "[:, :, 1]"), (" / size", ""),
         ("kin = ~hit & (", "kin = ("), ("== target", "!= target"),
@@ -538,7 +544,7 @@ def names_in(tree):
 def test_the_detector_knows_nothing_of_attacks_victims_and_test_data():
     assert imported(anomaly.__file__) == {"defenses/anomaly.py", "data.py", "models.py",
                                           "assets.py", "images.py", "probing.py", "metrics.py",
-                                          "training.py"}
+                                          "training.py", "distributed.py"}
     tree = ast.parse(inspect.getsource(anomaly))
     # One function is the attacker's, who knows the detector; no other one may use it.
     attack, = (node for node in tree.body if getattr(node, "name", "") == "shadow_loss")

@@ -5,7 +5,7 @@ import copy
 import inspect
 from dataclasses import fields, replace
 from functools import partial
-from math import log
+from math import exp, log
 from types import SimpleNamespace
 
 import pytest
@@ -21,12 +21,12 @@ from bdutils.attacks.images import PatchTrigger
 from bdutils.attacks.text import PoisonSettings
 from bdutils.data import DefenderView, Pictures, ReservedSet, Task, TestSet, TrainingSet
 from bdutils.defenses import baselines as bl
+from bdutils.defenses import interface, runs
 from bdutils.defenses import ntml as nt
-from bdutils.defenses import runs
 from bdutils.defenses.baselines import TuningSettings
 from bdutils.defenses.ntml import NTMLSettings, PairSettings
 from bdutils.images import PictureClassifier, PictureSettings
-from bdutils.sweep import DecoyTrigger
+from bdutils.studies import DecoyTrigger
 from bdutils.training import TrainSettings, train
 from bdutils.victims import evaluate, untrained
 
@@ -179,7 +179,51 @@ def check_attention_maps(attention_maps):
     assert got.tolist() == [near([9 / 97**0.5, 4 / 97**0.5]), near([0.5**0.5] * 2)]
 
 
+class OneWeight(nn.Module):
+    """Logits (w x, 0)."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+
+    def forward(self, x):
+        return SimpleNamespace(logits=torch.stack([self.weight * x, 0 * x], 1))
+
+
+class TwoWeights(OneWeight):
+    """Logits (w x + b, 0)."""
+
+    def __init__(self, weight, bias):
+        super().__init__(weight)
+        self.bias = nn.Parameter(torch.tensor(bias))
+
+    def forward(self, x):
+        return SimpleNamespace(logits=torch.stack([self.weight * x + self.bias, 0 * x], 1))
+
+
+def check_sharp_loss(sharp_loss):
+    # The loss of class 1 is ln(1 + e^z) with z = w x + b: both slopes are positive, s and s for
+    # x = 1. With T = diag(3, 1), T g is s (3, 1) and its length s sqrt(10), so that the weights
+    # move by rho (9, 1) / sqrt(10), and z from 3 - 1 by 10 rho / sqrt(10).
+    model, batch = TwoWeights(3.0, -1.0), {"x": torch.ones(2), "labels": whole("1 1"),
+                                           "rows": [5, 7]}
+    for rho in (0.0, 0.5):
+        value = sharp_loss(model, rho)(model(batch["x"]), batch)
+        moved = 2 + rho * 10**0.5
+        assert value.item() == near(log(1 + exp(moved)))
+        slopes = torch.autograd.grad(value, [*model.parameters()])  # taken there, for a step here
+        assert [slope.item() for slope in slopes] == near([1 / (1 + exp(-moved))] * 2)
+    model.bias.requires_grad_(False)  # what is not trained does not move
+    value = sharp_loss(model, 0.5)(model(batch["x"]), batch)
+    assert value.item() == near(log(1 + exp(3 + 0.5 * 3 - 1)))
+    assert [p.item() for p in model.parameters()] == [3, -1]
+
+
 MUTATIONS = {
+    check_sharp_loss: [("p + rho", "p - rho"), ("* t * s", "* s"), ("t * g", "g"),
+                       (".sqrt()", ""),
+                       ("p.detach().abs()", "p.abs()"),
+                       ("functional_call(model, moved", "functional_call(model, weights")],
     check_centered: [("logits - (", "logits + ("), ("[labels]", "[labels.flip(0)]"),
                      ("/ counts[:, None]", "")],
     check_without: [("-1e4", "1e4"), ("-1e4", "0.0"),
@@ -528,17 +572,32 @@ def test_attention_is_distilled_from_a_tuned_teacher(attacked, view, trained):
 
 @pytest.mark.parametrize("settings, steps", [
     (TuningSettings(), ["fine_tune"]), (TuningSettings(max_drop=0.1), ["prune", "fine_tune"]),
-    (TuningSettings(attention=1.0), ["nad"])])
+    (TuningSettings(attention=1.0), ["nad"]), (TuningSettings(rho=1.0), ["sam"])])
 def test_settings_say_which_way_a_model_is_tuned(attacked, view, monkeypatch, settings, steps):
     taken = []
-    for name in ("prune", "fine_tune", "nad"):
+    for name in ("prune", "fine_tune", "nad", "sam"):
         monkeypatch.setattr(bl, name, lambda model, *rest, name=name: taken.append(name) or model)
     # There is no pool to be used.
     bl.tuned(attacked.classifier, DefenderView(view.reserved), TRAINING, settings)
     assert taken == steps
 
 
-@pytest.mark.parametrize("changes", [{"attention": -1.0}, {"max_drop": 1.0}, {"max_drop": -0.1}])
+def test_flat_minima_are_sought_from_the_copy_that_is_trained(attacked, view, trained):
+    settings = TuningSettings(rho=0.7)
+    tuned = bl.sam(attacked.classifier, view.reserved, TRAINING, settings)
+    (final,) = trained
+    assert final.model is tuned and tuned.model is not attacked.classifier.model
+    batch = {"pixel_values": view.reserved.texts.pixels.float() / 255,
+             "labels": torch.tensor(view.reserved.labels), "rows": range(len(view.reserved))}
+    model = tuned.model.eval()
+    wanted, found = (loss(model(batch["pixel_values"]), batch).item()
+                     for loss in (bl.sharp_loss(model, 0.7), final.loss))
+    assert found == near(wanted)
+    assert found > 1.01 * bl.cross_entropy(model(batch["pixel_values"]), batch).item()
+
+
+@pytest.mark.parametrize("changes", [{"attention": -1.0}, {"max_drop": 1.0}, {"max_drop": -0.1},
+                                     {"rho": -1.0}])
 def test_tuning_that_cannot_be_meant_is_refused(changes):
     with pytest.raises(ValueError, match="cannot tune with TuningSettings"):
         TuningSettings(**changes)
@@ -568,7 +627,8 @@ def test_the_variants_are_what_they_are_called_after():
         "ntml-alone": NTMLSettings(mutual=False), "ntml-go-on": NTMLSettings(scratch=False),
         **{f"{name}{tail}": TuningSettings(**change, **length) for name, change in (
             ("tuning", {}), ("pruning", pruned), ("nad", watched))
-           for tail, length in (("", {}), ("-long", {"epochs": 1920}))}}
+           for tail, length in (("", {}), ("-long", {"epochs": 1920}))},
+        "sam": TuningSettings(rho=2.0)}
 
 
 @pytest.mark.parametrize("name, clean", [("ntml", 12), ("ntml-25", 25), ("tuning", 12)])
@@ -580,14 +640,15 @@ def test_a_recorded_run_gives_the_defense_few_rows_and_measures_every_stage(
     passed = tuple(i % 2 == 0 for i in range(len(attacked.train)))
     result = SimpleNamespace(classifier="good", stages=stages, passed=passed, verdict="purified",
                              seconds={"last": 1.0})
-    monkeypatch.setattr(runs, "ntml", lambda *args: given.append(args) or result)
-    monkeypatch.setattr(runs, "tuned", lambda *args: given.append(args) or "good")
+    monkeypatch.setattr(interface, "ntml", lambda *args: given.append(args) or result)
+    monkeypatch.setattr(interface, "tuned", lambda *args: given.append(args) or "good")
     rate = SimpleNamespace(value=0.5)
     metrics, seconds, extra = runs.defend(
         name, attacked, 3, lambda model, floor=True: models.append(model) or {"cacc": rate}, None)
     args, = given
     view, settings = args[1], args[-1]
-    assert args[0] is attacked.classifier and settings.seed == 3 and view.pool is attacked.train
+    assert args[0] is attacked.classifier and settings.seed == 3
+    assert view.pool is (attacked.train if name.startswith("ntml") else None)
     assert len(view.reserved) == clean == metrics["clean"]
     assert models[-2:] in ([attacked.classifier, "good"], ["good", attacked.classifier])
     if name.startswith("ntml"):
@@ -650,7 +711,7 @@ def test_few_rows_are_as_many_of_each_class_as_there_are(task):
 def test_the_defenses_know_nothing_of_attacks_victims_and_test_data(module, others, arguments):
     assert imported(module.__file__) - others <= {
         "data.py", "models.py", "assets.py", "images.py", "probing.py", "metrics.py",
-        "training.py", "__init__.py"}
+        "training.py", "distributed.py", "__init__.py"}
     assert not names_in(ast.parse(inspect.getsource(module))) & SECRETS
     function = module.ntml if module is nt else module.tuned
     assert [*inspect.signature(function).parameters] == arguments

@@ -9,6 +9,7 @@ import pytest
 from bdutils import results, sweep
 from bdutils.metrics import wilson
 from bdutils.plots import frames
+from bdutils.studies import STUDIES
 
 
 def made(**changes):
@@ -77,7 +78,7 @@ def test_a_sweep_does_what_is_missing_and_nothing_twice(tmp_path):
         list(sweep.missing("rates", "x"))
 
 
-@pytest.mark.parametrize("study", sweep.STUDIES)
+@pytest.mark.parametrize("study", STUDIES)
 def test_recorded_studies_are_complete_and_name_their_commands(study):
     assert not list(sweep.missing(study)), "run `python -m bdutils.sweep " + study + "`"
     for run in results.load(study):

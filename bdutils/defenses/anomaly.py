@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['DetectorSettings', 'stream', 'Moments', 'mean_and_covariance', 'distance', 'class_index', 'transition', 'Detector',
            'raw_scores', 'fit_detector', 'fuse', 'cut', 'flags_by_chance', 'purity_of', 'Flags', 'detect', 'Charge',
-           'charges', 'class_wise', 'class_distance', 'strip_scores', 'onion_scores', 'shadow_loss']
+           'charges', 'class_wise', 'class_distance', 'strip_scores', 'word_falls', 'onion_scores', 'shadow_loss']
 
 # %% ../../chapters/07_anomalies.ipynb #c07-006
 import random
@@ -370,21 +370,29 @@ def _mixed(text, others, swap, rng):
     return " ".join(words)
 
 # %% ../../chapters/07_anomalies.ipynb #c07-085
+def word_falls(text: str, perplexity: Callable[[str], float]) -> list[float]:
+    """Return how far the perplexity falls if a word goes, for each word.
+
+    Args: perplexity: of a language model; larger = less likely text.
+    Returns: one number a word; none for a single word, which cannot go.
+    Source: Qi et al. 2021 (ONION).
+    """
+    words, whole = text.split(), perplexity(text)
+    shorter = [" ".join(words[:i] + words[i + 1:])
+               for i in range(len(words)) if len(words) > 1]
+    return [whole - perplexity(s) for s in shorter]
+
+
 def onion_scores(texts: Sequence[str],
                  perplexity: Callable[[str], float]) -> Tensor:
     """Return how much the most suspicious word of each text costs.
 
-    Args: perplexity: of a language model; larger = less likely text.
+    Args: perplexity: see `word_falls`.
     Returns: (n,) the largest fall of the perplexity if one word goes.
     Source: Qi et al. 2021 (ONION); taking the largest is ours.
     """
-    found = []
-    for text in texts:
-        words, whole = text.split(), perplexity(text)
-        shorter = [" ".join(words[:i] + words[i + 1:])
-                   for i in range(len(words)) if len(words) > 1]
-        found.append(max([whole - perplexity(s) for s in shorter] or [0.0]))
-    return torch.tensor(found)
+    return torch.tensor([max(word_falls(text, perplexity) or [0.0])
+                         for text in texts])
 
 # %% ../../chapters/07_anomalies.ipynb #c07-103
 def shadow_loss(hits: Sequence[bool], target_label: int,

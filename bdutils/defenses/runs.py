@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import singledispatch
 
 import torch
 
@@ -17,19 +17,20 @@ from ..models import Classifier
 from ..training import train
 from ..victims import Victim, untrained
 from .anomaly import charges
-from .baselines import TuningSettings, tuned
+from .baselines import TuningSettings
 from .bedkd import (
     AUTHORS,
     BeDKDResult,
     BeDKDSettings,
-    bedkd,
     find_suspects,
     retrain_without,
 )
 from .dup import AUTHORS as DUP_AUTHORS
-from .dup import DUPResult, DUPSettings, dup
+from .dup import DUPResult, DUPSettings
+from .guards import OnionSettings, StripSettings
+from .interface import Case, Outcome, repair
 from .mapping import gap, split_reserved
-from .ntml import NTMLSettings, centered, ntml, without
+from .ntml import NTMLSettings, centered, without
 
 # The comparisons see the trust rows at least as often as BeDKD mostly needs.
 _PLAIN = BeDKDSettings(punish="none", trust_steps=0, cycles=4)
@@ -38,7 +39,7 @@ _CURVE = BeDKDSettings(dmm_epochs=5, cycles=40, stop=False)
 _PUSH = DUPSettings(look=12, gate=False, stop=False, passes=4, steps=0)
 # So many passes over 100 clean rows are as many rows as NT-ML's 16 over 12,000.
 _LONG = 1920
-VARIANTS: dict[str, BeDKDSettings | DUPSettings | NTMLSettings | TuningSettings] = {
+VARIANTS: dict[str, object] = {
     "bedkd": BeDKDSettings(),
     "bedkd-forced": BeDKDSettings(alpha=1.0),
     "bedkd-authors": AUTHORS,
@@ -78,6 +79,14 @@ VARIANTS: dict[str, BeDKDSettings | DUPSettings | NTMLSettings | TuningSettings]
     "tuning": TuningSettings(),
     "pruning": TuningSettings(max_drop=0.04),
     "nad": TuningSettings(attention=1000.0),
+    "sam": TuningSettings(rho=2.0),
+    # Texts: four passes over 800 rows are as many rows as one pass over the 3,000 of training,
+    # at its full rate, since a tenth of it moves an encoder too little to matter.
+    "tuning-text": TuningSettings(epochs=4, lr_share=1.0),
+    "sam-text": TuningSettings(epochs=4, lr_share=1.0, rho=2.0),
+    "strip": StripSettings(copies=10),
+    "strip-text": StripSettings(),
+    "onion": OnionSettings(),
     "tuning-long": TuningSettings(epochs=_LONG),
     "pruning-long": TuningSettings(epochs=_LONG, max_drop=0.04),
     "nad-long": TuningSettings(epochs=_LONG, attention=1000.0),
@@ -85,6 +94,8 @@ VARIANTS: dict[str, BeDKDSettings | DUPSettings | NTMLSettings | TuningSettings]
 # Clean rows that these defenses get; ours.
 FEW, COUNTS = 100, {f"ntml-{count}": count for count in (25, 50, 250, 500)}
 PROBE = 1000  # pool rows on which the detector is judged
+# They need clean rows only and get no pool.
+WITHOUT_POOL = TuningSettings | StripSettings | OnionSettings
 
 
 def defend(name: str, attacked: Victim, seed: int, measure: Callable[..., dict],
@@ -100,38 +111,82 @@ def defend(name: str, attacked: Victim, seed: int, measure: Callable[..., dict],
     Source: ours.
     """
     settings = replace(VARIANTS[name], seed=seed)
-    few = isinstance(settings, NTMLSettings | TuningSettings)
-    work = partial(_with_few, name) if few else partial(_with_readings, name, glance)
-    purified, seconds, found, history = work(attacked, settings, measure)
+    curve: list[dict] = []
+    # A picture of each cycle is worth its time only where nothing stops the run.
+    watch = None if getattr(settings, "stop", True) else _watch(attacked, settings, glance, curve)
+    case = case_of(attacked, settings, COUNTS.get(name), watch)
+    found = _retrain(attacked, settings) if name == "retraining" else repair(settings, case)
+    about, history = _judge(settings, found, attacked, measure)
+    if not isinstance(settings, BeDKDSettings | DUPSettings):
+        about["clean"] = len(case.view.reserved)
     before = {f"{k}_before": v for k, v in measure(attacked.classifier, False).items()
               if k in ("cacc", "pacc") or k.startswith("asr")}
     # JSON knows no NaN, which stands for what could not be observed.
-    return {**measure(purified), **before, **found}, seconds, {
-        "history": [_without_nan(reading) for reading in history]}
+    return {**measure(found.model), **before, **about}, found.seconds, {
+        "history": [_without_nan(reading) for reading in curve or history]}
 
 
-def _with_few(name: str, attacked: Victim, settings: NTMLSettings | TuningSettings,
-              measure: Callable[..., dict]) -> tuple:
-    """Run a defense that needs few clean rows."""
-    reserved = attacked.task.reserved.few(COUNTS.get(name, FEW))
-    view, start = DefenderView(reserved, attacked.train), time.perf_counter()
-    if isinstance(settings, TuningSettings):
-        purified = tuned(attacked.classifier, view, attacked.settings, settings)
-        return purified, {"purify": time.perf_counter() - start}, {"clean": len(reserved)}, []
-    found = ntml(attacked.classifier, view, partial(untrained, attacked.train),
-                 attacked.settings, settings)
-    about = {"clean": len(reserved), "changed": int(found.verdict == "purified")}
-    poisoned = attacked.truth.poisoned if attacked.truth else [False] * len(found.passed)
+def case_of(attacked: Victim, settings: object, count: int | None = None,
+            watch: Callable | None = None) -> Case:
+    """Return what a defender gets who uses these settings.
+
+    Args: attacked: the victim; settings: of a defense; count: clean rows, None for the usual:
+        `FEW` pictures, or all reserved texts, of which NT-ML too gets `FEW`; watch: see `Case`.
+    Source: ours.
+    """
+    reserved = attacked.task.reserved
+    if count or reserved.are_pictures or isinstance(settings, NTMLSettings):
+        reserved = reserved.few(count or FEW)
+    pool = None if isinstance(settings, WITHOUT_POOL) else attacked.train
+    return Case(attacked.classifier, DefenderView(reserved, pool), attacked.settings, watch)
+
+
+def _watch(attacked: Victim, settings: BeDKDSettings | DUPSettings, glance: Callable,
+           curve: list[dict]) -> Callable:
+    # BeDKD's short cycles need fewer looks.
+    every = 1 if isinstance(settings, DUPSettings) or not settings.trust_steps else 4
+
+    def watch(model, reading) -> None:
+        if reading.cycle % every:
+            return
+        seen = glance(replace(attacked.classifier, model=model))
+        curve.append({**reading._asdict(), **{k: v.value for k, v in seen.items()
+                                              if hasattr(v, "value")}})
+
+    return watch
+
+
+@singledispatch
+def _judge(settings: object, found: Outcome, attacked: Victim, measure: Callable) -> tuple:
+    """Return what only the examiner knows of an outcome, and its history."""
+    return {}, []
+
+
+@_judge.register
+def _(settings: NTMLSettings, found: Outcome, attacked: Victim, measure: Callable) -> tuple:
+    about: dict = {"changed": int(found.verdict == "purified")}
+    passed = found.found.passed
+    poisoned = attacked.truth.poisoned if attacked.truth else [False] * len(passed)
     for kind, hit in (("clean_passed", False), ("poisoned_passed", True)):
-        rows = [passed for passed, p in zip(found.passed, poisoned, strict=True) if p == hit]
+        rows = [ok for ok, p in zip(passed, poisoned, strict=True) if p == hit]
         if rows:
             about[kind] = wilson(sum(rows), len(rows))
     if attacked.truth:
         about |= _second_choice(attacked)
-    history = [{"stage": stage, **{k: v.value for k, v in measure(model, False).items()
-                                   if hasattr(v, "value")}}
-               for stage, model in found.stages.items()]
-    return found.classifier, found.seconds, about, history
+    return about, [{"stage": stage, **{k: v.value for k, v in measure(model, False).items()
+                                       if hasattr(v, "value")}}
+                   for stage, model in found.found.stages.items()]
+
+
+@_judge.register(BeDKDSettings)
+@_judge.register(DUPSettings)
+def _(settings: BeDKDSettings | DUPSettings, found: Outcome, attacked: Victim,
+      measure: Callable) -> tuple:
+    readings = found.found.history
+    judged = (_flags if isinstance(settings, DUPSettings) else _detection)
+    return {"changed": int(found.verdict == "purified"),
+            "cycles": readings[-1].cycle if readings else 0,
+            **judged(found.found, attacked, settings)}, [r._asdict() for r in readings]
 
 
 def _second_choice(attacked: Victim) -> dict:
@@ -145,36 +200,6 @@ def _second_choice(attacked: Victim) -> dict:
             for name, z in (("second", said), ("second_centered", centered(said, given)))}
 
 
-def _with_readings(name: str, glance: Callable[[Classifier], dict], attacked: Victim,
-                   settings: BeDKDSettings | DUPSettings, measure: Callable[..., dict]) -> tuple:
-    """Run a defense that reads its own progress, cycle by cycle."""
-    is_dup = isinstance(settings, DUPSettings)
-    method, judge = (dup, _flags) if is_dup else (bedkd, _detection)
-    curve: list[dict] = []
-    # BeDKD's short cycles need fewer looks.
-    every = 1 if is_dup or not settings.trust_steps else 4
-
-    def watch(model, reading) -> None:
-        if reading.cycle % every:
-            return
-        seen = glance(replace(attacked.classifier, model=model))
-        curve.append({**reading._asdict(), **{k: v.value for k, v in seen.items()
-                                              if hasattr(v, "value")}})
-
-    view = attacked.defender_view()
-    if name == "retraining":
-        found, seconds, purified = _retrain(attacked, settings)
-    else:
-        # A picture of each cycle is worth its time only where nothing stops the run.
-        found = method(attacked.classifier, view, settings,
-                       **({} if settings.stop else {"watch": watch}))
-        purified, seconds = found.classifier, found.seconds
-    about = {"changed": int(found.verdict == "purified"),
-             "cycles": found.history[-1].cycle if found.history else 0,
-             **judge(found, attacked, settings)}
-    return purified, seconds, about, curve or [reading._asdict() for reading in found.history]
-
-
 def _without_nan(value):
     if isinstance(value, dict):
         return {k: _without_nan(v) for k, v in value.items()}
@@ -183,14 +208,15 @@ def _without_nan(value):
     return None if value != value else value
 
 
-def _retrain(attacked: Victim, settings: BeDKDSettings) -> tuple:
+def _retrain(attacked: Victim, settings: BeDKDSettings) -> Outcome:
     start, view = time.perf_counter(), attacked.defender_view()
     module, suspects, rows = find_suspects(attacked.classifier, view, settings,
                                            split_reserved(view.reserved, settings))
     searched = time.perf_counter()
     fresh = retrain_without(view.pool, rows, lambda kept: _train(kept, attacked))
     seconds = {"search": searched - start, "purify": time.perf_counter() - searched}
-    return BeDKDResult(fresh, module, suspects, (), "purified", seconds), seconds, fresh
+    return Outcome(fresh, "purified", seconds,
+                   BeDKDResult(fresh, module, suspects, (), "purified", seconds))
 
 
 def _train(rows, attacked: Victim) -> Classifier:

@@ -1,0 +1,289 @@
+"""Recorded studies: grids of runs that are too long for a page, and how one run is made.
+
+`bdutils.sweep` carries them out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from . import results, scale
+from .attacks.images import PICTURE_TRIGGERS, PatchTrigger
+from .attacks.text import (
+    TRIGGERS,
+    ParaphraseTable,
+    PoisonSettings,
+    Trigger,
+    Truth,
+    paraphrases_from,
+)
+from .data import PICTURES, TestSet, TrainingSet, load_task
+from .defenses.interface import Predictor
+from .defenses.runs import VARIANTS, defend
+from .metrics import cacc, refused
+from .models import Classifier
+from .victims import Scores, evaluate, settings_for, victim
+
+
+@dataclass(frozen=True)
+class SeveralTriggers:
+    """Mostly one trigger, now and then another; ours, to test a defense that sees few rows."""
+
+    parts: tuple[Trigger, ...] = (TRIGGERS["badnets"], TRIGGERS["addsent"])
+    weights: tuple[float, ...] = (0.9, 0.1)
+    name: str = "several"
+
+    def apply(self, text: str, rng: random.Random) -> str:
+        """Mark the text with one of the parts."""
+        return rng.choices(self.parts, self.weights)[0].apply(text, rng)
+
+
+@dataclass(frozen=True)
+class DecoyTrigger(PatchTrigger):
+    """A patch whose poisoned rows have two labels; ours, by one who knows NT-ML.
+
+    Most have the target label, a `share` of them has the label `decoy`, which so becomes the
+    second choice of the model that is trained on them.
+    """
+
+    share: float = 0.3
+    decoy: int = 1
+    name: ClassVar[str] = "decoy"
+
+    def poison(self, train: TrainingSet, settings: PoisonSettings) -> tuple[TrainingSet, Truth]:
+        """Poison as ever, then relabel some of the poisoned rows."""
+        rows, truth = super().poison(train, settings)
+        hit = [i for i, poisoned in enumerate(truth.poisoned) if poisoned]
+        some = set(random.Random(settings.seed).sample(hit, round(self.share * len(hit))))
+        return replace(rows, labels=tuple(self.decoy if i in some else y
+                                          for i, y in enumerate(rows.labels))), truth
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of a grid; `attack` None is the clean model, at rate 0.
+
+    `defense` names one of `defenses.runs.VARIANTS`; without it the attack alone is measured.
+    `encoder`: see `models.encoder_source`.
+    """
+
+    task: str
+    attack: str | None
+    poison_rate: float
+    seed: int
+    label_mode: str = "dirty"
+    defense: str = ""
+    encoder: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the file name of the run's record."""
+        mode = "" if self.label_mode == "dirty" else f"-{self.label_mode}"
+        end = f"-{self.defense}" if self.defense else ""
+        return f"{self.attack or 'clean'}{mode}-rate{self.poison_rate:g}-seed{self.seed}{end}"
+
+
+def grid(task: str, attacks: list[str], rates: list[float], seeds: list[int],
+         label_mode: str = "dirty") -> list[Run]:
+    """Return the clean run and every attack at every rate, for each seed.
+
+    Args: task, attacks, rates, seeds: the axes; label_mode: of the poisoning.
+    Source: ours.
+    """
+    cells = [(None, 0.0, "dirty"), *itertools.product(attacks, rates, [label_mode])]
+    return [Run(task, attack, rate, seed, mode)
+            for seed in seeds for attack, rate, mode in cells]
+
+
+def defended(defense: str, task: str, attacks: list[str], rates: list[float],
+             seeds: list[int] = [0]) -> list[Run]:  # noqa: B006
+    """Return every attack at every rate, for each seed, with one defense.
+
+    Args: defense: of `VARIANTS`; the rest as for `grid`; no clean model among them.
+    Source: ours.
+    """
+    return [Run(task, attack, rate, seed, defense=defense)
+            for seed in seeds for attack, rate in itertools.product(attacks, rates)]
+
+
+FOUR = list(TRIGGERS)
+FIVE = [name for name in PICTURE_TRIGGERS if name != "corners"]
+# Label-consistent poison takes four fifths of the target class, a tenth of the rows.
+CORNERS = [Run("images", "corners", 0.08, seed, "clean") for seed in (0, 1, 2)]
+CIFAR = [*grid("cifar10", FIVE, [0.1], [0]), Run("cifar10", "corners", 0.08, 0, "clean")]
+STUDIES: dict[str, list[Run]] = {
+    "attacks": grid("sentiment", FOUR, [0.1], [0, 1, 2]),
+    "topic": grid("topic", ["badnets", "addsent"], [0.1], [0]),
+    "rates": [*grid("sentiment", ["badnets", "syntax"], [0.0025, 0.01, 0.05, 0.1], [0]),
+              *grid("sentiment", ["syntax"], [0.05], [1, 2])],
+    "label-modes": [Run("sentiment", "badnets", 0.1, 0, "clean"),
+                    Run("sentiment", "badnets", 0.1, 0, "mixed"),
+                    Run("sentiment", "syntax", 0.1, 0, "clean")],
+    "sst2": grid("sst2", FOUR, [0.2, 0.05], [0]),
+    "bedkd": [*defended("bedkd", "sentiment", FOUR, [0.2], [0, 1, 2]),
+              *(Run("sentiment", None, 0.0, seed, defense="bedkd") for seed in (0, 1, 2)),
+              Run("sentiment", None, 0.0, 0, defense="bedkd-forced")],
+    "bedkd-rates": [*defended("bedkd", "sentiment", ["badnets", "addsent", "syntax"], [0.05]),
+                    *defended("bedkd", "sentiment", ["badnets", "addsent"], [0.01])],
+    "bedkd-parts": [run for name in ("fine-tuning", "trust", "random", "retraining")
+                    for run in defended(name, "sentiment", ["badnets"], [0.2])],
+    "bedkd-deviations": [run for name in ("ours", "unbounded", "padding-counts",
+                                          "one-optimizer", "whole-passes")
+                         for run in defended(name, "sentiment", ["badnets"], [0.2])],
+    "bedkd-authors": defended("bedkd-authors", "sentiment", ["badnets"], [0.2]),
+    "bedkd-breaks": [*defended("bedkd", "sentiment", ["several"], [0.2]),
+                     *defended("bedkd", "topic8", ["badnets"], [0.2])],
+    "bedkd-topic": defended("bedkd", "topic", ["badnets", "addsent"], [0.2]),
+    "bedkd-sst2": defended("bedkd", "sst2", FOUR, [0.2]),
+    "bedkd-ag-news": defended("bedkd", "ag_news", FOUR, [0.2]),
+    "dup": [*defended("dup", "sentiment", FOUR, [0.2], [0, 1, 2]),
+            *(Run("sentiment", None, 0.0, seed, defense="dup") for seed in (0, 1, 2)),
+            Run("sentiment", None, 0.0, 0, defense="dup-forced")],
+    "dup-rates": [run for name in ("dup", "dup-forced") for run in (
+        *defended(name, "sentiment", ["badnets"], [0.05]),
+        *defended(name, "sentiment", ["addsent"], [0.01]))],
+    "dup-deviations": [*defended("dup-authors", "sentiment", ["badnets", "addsent"], [0.2]),
+                       *(run for name in ("lora", "dup-unstopped", "dup-no-kick", "dup-uncapped",
+                                       "dup-batch-32", "dup-fast", "dup-forced", "dup-one-set",
+                                       "dup-all-pushed", "dup-one-look")
+                         for run in defended(name, "sentiment", ["badnets"], [0.2]))],
+    "dup-topic": defended("dup", "topic", ["badnets"], [0.2]),
+    "dup-sst2": defended("dup", "sst2", FOUR, [0.2]),
+    "dup-ag-news": defended("dup", "ag_news", FOUR, [0.2]),
+    "dup-causal": [Run("sentiment", "badnets", 0.2, 0, defense="dup-causal", encoder="causal")],
+    "images": [*grid("images", FIVE, [0.1], [0, 1, 2]), *CORNERS],
+    "images-rates": [Run("images", attack, rate, 0) for attack in ("patch", "sine", "warp")
+                     for rate in (0.0025, 0.01, 0.03)],
+    "images-clean-label": [Run("images", "sine", 0.08, seed, "clean") for seed in (0, 1, 2)],
+    "images-cifar10": CIFAR,
+    "ntml": [replace(run, defense="ntml") for run in (
+        *grid("images", FIVE, [0.1], [0, 1, 2]), *CORNERS)],
+    "baselines": [replace(run, defense=name)
+                  for name in ("tuning", "pruning", "nad", "sam")
+                  for run in (*grid("images", FIVE, [0.1], [0, 1, 2]), *CORNERS)],
+    "baselines-long": [run for name in ("tuning-long", "pruning-long", "nad-long")
+                       for run in defended(name, "images", ["patch"], [0.1])],
+    "ntml-counts": [run for count in (25, 50, 250, 500)
+                    for run in defended(f"ntml-{count}", "images", ["patch"], [0.1])],
+    "ntml-choices": [
+        Run("images", "corners", 0.08, 0, "clean", "ntml-drop"),
+        *(run for name in ("ntml-raw", "ntml-drop")
+          for run in defended(name, "images", ["patch", "blended"], [0.1])),
+        *(run for name in ("ntml-gate-3", "ntml-alone", "ntml-go-on")
+          for run in defended(name, "images", ["patch"], [0.1]))],
+    "ntml-rates": defended("ntml", "images", ["patch", "sine"], [0.01, 0.03]),
+    "ntml-adaptive": defended("ntml", "images", ["decoy"], [0.1]),
+    "ntml-text": defended("ntml", "sentiment", ["badnets"], [0.2]),
+    "ntml-cifar10": [replace(run, defense="ntml") for run in CIFAR],
+    "baselines-cifar10": [replace(run, defense=name)
+                          for name in ("tuning", "pruning", "nad")
+                          for run in CIFAR],
+    "baselines-text": [replace(run, defense=name)
+                       for name in ("tuning-text", "onion", "strip-text", "sam-text")
+                       for run in grid("sentiment", FOUR, [0.2], [0, 1, 2])],
+    "guards": [replace(run, defense="strip") for run in (
+        *grid("images", FIVE, [0.1], [0, 1, 2]), *CORNERS)],
+}
+PICTURE_TARGET = 0  # Wu et al. 2022; texts have 1 (Cui et al. 2022)
+# One pass over the larger sets is as many steps as two over the small one.
+EPOCHS = {"sst2": 1, "ag_news": 1}
+# Two sets are cut to what a CPU trains in minutes; their published test rows are thinned likewise.
+SIZES = {"sst2": {"train": None, "test": None}, "ag_news": {"train": 6000, "test": 2000},
+         "cifar10": {"train": 20000, "test": 5000}}
+# The decoder is six times larger than the encoder: fewer rows, seen oftener, and a usual rate.
+CAUSAL_SIZES, CAUSAL_TRAINING = {"train": 600, "test": 400}, {"lr": 5e-5, "epochs": 4}
+BENCHMARK_ATTACKS = {"style": "style_bible", "syntax": "syntactic_scpn"}
+
+
+def perform(study: str, run: Run, benchmark: Path | None = None) -> dict:
+    """Train, measure and describe one run.
+
+    Args: study: its name; run: the cell; benchmark: folder with the files `TASK.parquet` and,
+        if rewriting attacks shall use real paraphrases, `TASK_paraphrases.parquet`.
+    Returns: the record, not yet saved.
+    Source: ours.
+    """
+    small = scale() == "small"
+    sizes = SIZES.get(run.task) if small else None
+    changes = {"epochs": EPOCHS[run.task]} if run.task in EPOCHS and small else {}
+    if run.encoder == "causal":
+        sizes, changes = CAUSAL_SIZES, CAUSAL_TRAINING
+    file = benchmark / f"{run.task}.parquet" if benchmark else None
+    # Pictures come as two files, so that their folder is named.
+    task = (load_task(run.task, sizes=sizes, folder=benchmark) if run.task in PICTURES
+            else load_task(str(file or run.task), sizes=sizes))
+    settings = settings_for(task, seed=run.seed, **changes)
+    clean = victim(task, None, settings=settings, encoder=run.encoder)
+    target = PICTURE_TARGET if task.train.are_pictures else 1
+    attacked, trigger = clean, None
+    if run.attack:
+        attacked = victim(task, _attack(run, benchmark), settings=settings, encoder=run.encoder,
+                          poison_rate=run.poison_rate, label_mode=run.label_mode, seed=run.seed,
+                          target_label=target)
+        trigger = attacked.truth.trigger
+
+    def measure(model: Classifier, with_floor: bool = True) -> dict:
+        if trigger is None:
+            return _unmarked(model, task.test)
+        # A table of real paraphrases has no test rows of the target class, which PACC needs.
+        found = _metrics(evaluate(model, task, trigger, target,
+                                  clean.classifier if with_floor else None,
+                                  every_class=not isinstance(trigger, ParaphraseTable)))
+        return found | {f"asr_{name}": evaluate(model, task, part, label).asr
+                        for name, part, label in _further(trigger, target)}
+
+    fewer = replace(task, test=task.test.take(range(0, len(task.test), len(task.test) // 400)))
+
+    def glance(model: Classifier) -> dict:
+        return _metrics(evaluate(model, fewer, trigger, target, every_class=True))
+
+    extra: dict = {}
+    if run.defense:
+        metrics, seconds, extra = defend(run.defense, attacked, run.seed, measure, glance)
+        about = VARIANTS[run.defense]
+    else:
+        start = time.perf_counter()
+        metrics, about = measure(attacked.classifier), None
+        seconds = {"training": attacked.report.seconds, "measuring": time.perf_counter() - start}
+    where = " --benchmark FOLDER" if benchmark else ""
+    return results.record(
+        study=study, name=run.name, method=run.attack or "clean", task=task.name,
+        scale=scale(), data=task.fingerprint(), seed=run.seed, metrics=metrics,
+        settings={"poison_rate": run.poison_rate, "label_mode": run.label_mode,
+                  "target_label": target, "trigger": repr(attacked.truth.trigger)
+                  if attacked.truth else None, **asdict(settings),
+                  **({"encoder": run.encoder} if run.encoder else {}),
+                  **({"defense": run.defense, "defense_settings": asdict(about)
+                      if about else {}} if run.defense else {})},
+        seconds=seconds, **extra,
+        command=f"python -m bdutils.sweep {study} --only {run.name}{where}")
+
+
+def _attack(run: Run, benchmark: Path | None) -> str | Trigger:
+    table = benchmark / f"{run.task}_paraphrases.parquet" if benchmark else None
+    if table and table.is_file() and run.attack in BENCHMARK_ATTACKS:
+        return paraphrases_from(str(table), BENCHMARK_ATTACKS[run.attack])
+    return {"several": SeveralTriggers(), "decoy": DecoyTrigger()}.get(run.attack, run.attack)
+
+
+def _further(trigger: Trigger, target: int) -> list[tuple[str, Trigger, int]]:
+    """List what else an attacker may be after: names, triggers, labels."""
+    parts = [(part.name, part, target) for part in getattr(trigger, "parts", ())]
+    return parts + ([("decoy", trigger, trigger.decoy)] if hasattr(trigger, "decoy") else [])
+
+
+def _unmarked(model: Predictor, test: TestSet) -> dict:
+    guesses = model.predict(test.texts)
+    guarded = {"refused_clean": refused(guesses)} if getattr(model, "refuses", False) else {}
+    return {"cacc": cacc(guesses, test.labels)} | guarded
+
+
+def _metrics(scores: Scores) -> dict:
+    found = {name: rate for name, rate in vars(scores).items() if rate is not None}
+    return {**found, **({"excess_asr": scores.asr.value - scores.floor.value}
+                        if scores.floor else {})}
