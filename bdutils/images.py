@@ -205,8 +205,9 @@ class PreActResNet(nn.Module):
         """Return where the weights are."""
         return self.head.weight.device
 
-    def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
-        """Return logits (b, K) and the maps after each stage.
+    def forward(self, pixel_values: Tensor,
+                output_hidden_states: bool = True) -> ImageClassifierOutput:
+        """Return logits (b, K) and the maps after each stage, whether asked for or not.
 
         Args: pixel_values: float (b, C, H, W) between 0 and 1.
         """

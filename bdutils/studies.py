@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -20,14 +21,17 @@ from .attacks.text import (
     PoisonSettings,
     Trigger,
     Truth,
+    mark,
     paraphrases_from,
 )
-from .data import PICTURES, TestSet, TrainingSet, load_task
+from .data import PICTURES, TestSet, TrainingSet, evenly, load_task
+from .defenses.baselines import TuningSettings, as_tuning, twin
 from .defenses.interface import Predictor
 from .defenses.runs import VARIANTS, defend
-from .metrics import cacc, refused
+from .metrics import Rate, cacc, refused
 from .models import Classifier
-from .victims import Scores, evaluate, settings_for, victim
+from .training import train
+from .victims import Scores, Victim, evaluate, settings_for, victim
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,30 @@ STUDIES: dict[str, list[Run]] = {
     "guards": [replace(run, defense="strip") for run in (
         *grid("images", FIVE, [0.1], [0, 1, 2]), *CORNERS)],
 }
+# What each defense needs is in its own study at the usual rate; here only what can be repaired,
+# since a guard in front of a model does not change how that learns.
+_LEARNERS = {"images": ("", "tuning", "pruning", "nad", "sam", "bedkd-pictures", "ntml"),
+             "sentiment": ("", "tuning-text", "bedkd", "dup")}
+_LOW = {"images": ("tuning", "pruning", "nad", "sam", "strip", "bedkd-pictures"),
+        "sentiment": ("tuning-text", "onion", "strip-text")}
+STUDIES |= {
+    "bedkd-pictures": [replace(run, defense="bedkd-pictures") for run in (
+        *grid("images", FIVE, [0.1], [0, 1, 2]), *CORNERS)],
+    # The first seed of BeDKD, DUP and NT-ML is in their own studies.
+    "low-rate": [
+        *(run for name in _LOW["images"]
+          for run in defended(name, "images", ["sine"], [0.01], [0, 1, 2])),
+        *defended("ntml", "images", ["sine"], [0.01], [1, 2]),
+        *(run for name in _LOW["sentiment"]
+          for run in defended(name, "sentiment", ["addsent"], [0.01], [0, 1, 2])),
+        *(run for name in ("bedkd", "dup")
+          for run in defended(name, "sentiment", ["addsent"], [0.01], [1, 2]))],
+    "relearning": [
+        *(run for name in _LEARNERS["images"]
+          for run in defended(name, "images", ["patch"], [0.1], [0, 1, 2])),
+        *(run for name in _LEARNERS["sentiment"]
+          for run in defended(name, "sentiment", ["badnets"], [0.2]))],
+}
 PICTURE_TARGET = 0  # Wu et al. 2022; texts have 1 (Cui et al. 2022)
 # One pass over the larger sets is as many steps as two over the small one.
 EPOCHS = {"sst2": 1, "ag_news": 1}
@@ -243,6 +271,8 @@ def perform(study: str, run: Run, benchmark: Path | None = None) -> dict:
         return _metrics(evaluate(model, fewer, trigger, target, every_class=True))
 
     extra: dict = {}
+    if study == "relearning":
+        measure = with_lessons(measure, attacked, target, None if run.defense else clean)
     if run.defense:
         metrics, seconds, extra = defend(run.defense, attacked, run.seed, measure, glance)
         about = VARIANTS[run.defense]
@@ -262,6 +292,51 @@ def perform(study: str, run: Run, benchmark: Path | None = None) -> dict:
                       if about else {}} if run.defense else {})},
         seconds=seconds, **extra,
         command=f"python -m bdutils.sweep {study} --only {run.name}{where}")
+
+
+# Marked rows of a lesson, beside plain ones; ours.
+DOSES, PLAIN = (0, 1, 5, 20, 50), 100
+LESSON = TuningSettings(epochs=4, lr_share=0.2)
+
+
+def relearned(model: Classifier, attacked: Victim, target: int) -> dict[str, Rate]:
+    """Tune copies of a model with a few marked rows, and measure how soon the mark is back.
+
+    Args: model: repaired, or never poisoned; attacked: the victim, whose trigger it is.
+    Returns: the ASR after each of the `DOSES`, by the name `asr_after_DOSE`.
+    Source: ours. The rows are the attacker's: of the training role, none of them poisoned before.
+    """
+    rows, found = attacked.task.train, {}
+    free = [i for i, poisoned in enumerate(attacked.truth.poisoned) if not poisoned]
+    random.Random(attacked.settings.seed).shuffle(free)
+    plain = evenly(free, rows.labels, PLAIN, rows.num_labels)
+    others = [i for i in free if rows.labels[i] != target and i not in set(plain)]
+    for dose in DOSES:
+        lesson = rows.take([*others[:dose], *plain])
+        if dose:
+            texts = mark(rows.take(others[:dose]).texts, attacked.truth.trigger, seed=2)
+            lesson = lesson.changed(range(dose), texts, target)
+        student = twin(model)
+        train(student, lesson, as_tuning(attacked.settings, LESSON))
+        found[f"asr_after_{dose}"] = evaluate(student, attacked.task, attacked.truth.trigger,
+                                              target).asr
+    return found
+
+
+def with_lessons(measure: Callable[..., dict], attacked: Victim, target: int,
+                 clean: Victim | None) -> Callable[..., dict]:
+    """Return a measure that re-teaches as well; of a given clean model too.
+
+    Source: ours.
+    """
+    def further(model: Classifier, with_floor: bool = True) -> dict:
+        if not with_floor:  # the model before the defense
+            return measure(model, with_floor)
+        beside = relearned(clean.classifier, attacked, target) if clean else {}
+        return {**measure(model), **relearned(model, attacked, target),
+                **{name.replace("asr", "floor"): rate for name, rate in beside.items()}}
+
+    return further
 
 
 def _attack(run: Run, benchmark: Path | None) -> str | Trigger:

@@ -120,7 +120,7 @@ def prepare(teacher: Classifier, examples: Examples,
     for start in range(0, len(order), settings.batch_size):
         rows = order[start:start + settings.batch_size]
         inputs = dict(teacher.collate(encoded, rows))
-        mask = inputs["attention_mask"] if settings.masked else None
+        mask = inputs.get("attention_mask") if settings.masked else None
         steps.append(Step(inputs, labels[rows].to(teacher.model.device),
                           *read_text(teacher.model, inputs), mask))
     return steps
@@ -306,7 +306,7 @@ def _search(order, pool, look, threshold, cap, size=64):
     flagged, agreed, scanned = [], [], 0
     for start in range(0, len(order), size):
         rows = order[start:start + size]
-        guesses, gaps = look([pool.texts[i] for i in rows])
+        guesses, gaps = look(pool.take(rows).texts)
         for row, guess, delta in zip(rows, guesses, gaps.tolist()):
             scanned += 1
             if delta < threshold:

@@ -53,6 +53,8 @@ VARIANTS: dict[str, object] = {
     "padding-counts": replace(_CURVE, masked=False),
     "one-optimizer": replace(_CURVE, punish_lr=0.0),
     "whole-passes": replace(_CURVE, trust_steps=0, punish_steps=0, cycles=8),
+    # Ten times the rate of texts, since these networks were not pretrained.
+    "bedkd-pictures": BeDKDSettings(lr=3e-4, punish_lr=3e-4),
     "dup": DUPSettings(),
     "dup-forced": DUPSettings(alpha=math.inf),
     "dup-authors": DUP_AUTHORS,
