@@ -12,9 +12,8 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.installed
 HTML := _build/html
-MATHJAX := vendor/mathjax/tex-mml-chtml.js
-MATHJAX_PARTS := $(addprefix package/es5/,tex-mml-chtml.js output/chtml/fonts input/tex/extensions)
 MATHJAX_SHA256 := 1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09
+TABLES_SHA256 := 91e723ac9ef91e729e38ebe60872f0bbc82f93c3a937f731040c426645b3d471
 
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -59,16 +58,22 @@ test: $(STAMP) vendor  ## check everything: code, chapters, stored outputs, page
 	$(call step,stored outputs,OMP_NUM_THREADS=1 $(PY) -m pytest --nbval chapters -n 2 --dist loadscope -q)
 	$(call step,book,$(BUILD))
 
-# Without npm the book is built all the same; its formulas then need a network.
-vendor:  ## fetch the pinned MathJax, so that the pages work offline
-	@if [ ! -s vendor/_static/$(MATHJAX) ] && command -v npm > /dev/null; then \
-	  mkdir -p vendor/.npm && (cd vendor/.npm && npm pack --silent mathjax@3.2.2 > /dev/null \
-	    && echo "$(MATHJAX_SHA256)  mathjax-3.2.2.tgz" | sha256sum --check --quiet \
-	    && tar xzf mathjax-3.2.2.tgz package/LICENSE $(MATHJAX_PARTS) && mkdir -p ../_static/vendor \
-	    && mv package/es5 ../_static/vendor/mathjax && cp package/LICENSE ../_static/vendor/mathjax/) \
-	    || echo "MathJax could not be fetched: formulas will need a network"; \
-	  rm -rf vendor/.npm; \
-	fi
+# $(call fetched,NAME,VERSION,SHA256,FILE,PARTS,LOSS) unpacks PARTS of a pinned npm package, of
+# which FILE is one, unless it is there. Without npm the book is built all the same.
+define fetched
+@if [ ! -s vendor/_static/vendor/$(1)/$(4) ] && command -v npm > /dev/null; then \
+  rm -rf vendor/.npm vendor/_static/vendor/$(1); mkdir -p vendor/.npm vendor/_static/vendor; \
+  (cd vendor/.npm && npm pack --silent $(1)@$(2) > /dev/null \
+    && echo "$(3)  $(1)-$(2).tgz" | sha256sum --check --quiet \
+    && tar xzf $(1)-$(2).tgz $(addprefix package/,LICENSE $(5)) \
+    && mv package ../_static/vendor/$(1)) || echo "$(1) could not be fetched: $(6)"; \
+  rm -rf vendor/.npm; \
+fi
+endef
+
+vendor:  ## fetch pinned scripts, so that the pages work offline
+	$(call fetched,mathjax,3.2.2,$(MATHJAX_SHA256),es5/tex-mml-chtml.js,$(addprefix es5/,tex-mml-chtml.js output/chtml/fonts input/tex/extensions),formulas will need a network)
+	$(call fetched,simple-datatables,10.3.0,$(TABLES_SHA256),dist/umd/simple-datatables.js,dist/umd dist/style.css,tables will not be sortable)
 
 serve: $(STAMP)  ## show the built book at http://127.0.0.1:8000
 	@test -s $(HTML)/index.html || { echo "There is no book yet: run 'make book' first."; exit 1; }

@@ -1,20 +1,29 @@
-"""Take MathJax from the book itself if `make book` could fetch it, else from its usual address."""
+"""Use the scripts that `make vendor` could fetch, so that the pages ask no other host."""
 
 from pathlib import Path
 
-LOCAL = "vendor/mathjax/tex-mml-chtml.js"
+MATHJAX = "vendor/mathjax/es5/tex-mml-chtml.js"
+TABLES = "vendor/simple-datatables/dist/umd/simple-datatables.js"
+TABLES_STYLE = "vendor/simple-datatables/dist/style.css"
 
 
 def setup(app) -> dict:
-    """Point Sphinx at the local copy, if there is one."""
-    root = Path(__file__).resolve().parent.parent
-    if (root / "vendor" / "_static" / LOCAL).is_file():
-        app.connect("config-inited", _use_local_copy)
+    """Point Sphinx at the local copies, if they are there."""
+    static = Path(__file__).resolve().parent.parent / "vendor" / "_static"
+    app.connect("config-inited", lambda app, config: setattr(
+        config, "html_extra_path", ["vendor"] if static.is_dir() else []))
+    if (static / MATHJAX).is_file():
+        app.connect("config-inited", lambda app, config: setattr(config, "mathjax_path", MATHJAX))
     else:
         print("MathJax is not in vendor/ (`make vendor` needs npm): formulas need a network")
+    if (static / TABLES).is_file():
+        app.connect("html-page-context", _sortable)
     return {"parallel_read_safe": True}
 
 
-def _use_local_copy(app, config) -> None:
-    config.mathjax_path = LOCAL
-    config.html_extra_path = ["vendor"]
+def _sortable(app, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Give a page with such a table what sorts it, and no other page."""
+    if "bd-sortable" in context.get("body", ""):
+        app.add_css_file(TABLES_STYLE)
+        app.add_js_file(TABLES)
+        app.add_js_file("tables.js")

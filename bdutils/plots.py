@@ -1,4 +1,4 @@
-"""One look for all figures, and a slider that needs no kernel."""
+"""One look for all figures, and a slider and a table that need no kernel."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
+import pandas as pd
 
 # Okabe and Ito's palette: told apart by color-blind readers, and in gray.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -97,3 +98,31 @@ def frames(draw: Callable[[object], str], values: Sequence[object], label: str,
         plt.close()
         images.append(buffer.getvalue())
     return Frames(images, alts, values, label, start)
+
+
+class SortableTable:
+    """A table that the site lets its readers sort and filter; elsewhere and on paper it is plain.
+
+    The site does so with the library simple-datatables, for tables of the class `bd-sortable`.
+    """
+
+    def __init__(self, shown: pd.DataFrame, order: pd.DataFrame, caption: str) -> None:
+        """Keep what is shown, and numbers of the same shape by which it is sorted."""
+        if shown.shape != order.shape:
+            raise ValueError(f"{shown.shape} cells cannot be sorted by {order.shape} numbers")
+        self.shown, self.order, self.caption = shown, order, caption
+
+    def __repr__(self) -> str:
+        """Return the cells as text."""
+        return self.shown.to_string(index=False)
+
+    def _repr_html_(self) -> str:
+        """Return a plain table; each cell says by what it is sorted."""
+        head = "".join(f"<th>{html.escape(str(name))}</th>" for name in self.shown)
+        rows = "".join("<tr>" + "".join(
+            f'<td data-order="{html.escape(str(key), quote=True)}">{html.escape(str(text))}</td>'
+            for text, key in zip(texts, keys, strict=True)) + "</tr>"
+            for texts, keys in zip(self.shown.values, self.order.values, strict=True))
+        return ('<div style="overflow-x: auto"><table class="dataframe bd-sortable">'
+                f"<caption>{html.escape(self.caption)}</caption>"
+                f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>")

@@ -204,18 +204,18 @@ def value(run: dict, metric: str) -> float:
     return found["value"] if isinstance(found, dict) else found
 
 
-def over_seeds(runs: list[dict], metric: str) -> str:
-    """Show a rate in per cent: its mean over seeds and a 95 % interval.
+def interval(runs: list[dict], metric: str) -> Rate | None:
+    """Return a rate's mean over seeds and its 95 % interval; None if no run has the metric.
 
     Args: runs: the same experiment, one a seed; metric: name of a rate.
-    Returns: such as `99.3 [98.1, 100.0]`; an empty string if no run has the metric. The
-        interval holds both sources of chance: it spans the t interval over seeds and the
-        Wilson interval of all rows together, since seeds that agree say nothing of the rows.
+    Returns: with n of all runs together. The interval holds both sources of chance: it spans
+        the t interval over seeds and the Wilson interval of all rows together, since seeds that
+        agree say nothing of the rows.
     Source: ours; see `metrics.mean_interval` and `metrics.wilson`.
     """
     found = [run["metrics"][metric] for run in runs if metric in run["metrics"]]
     if not found:
-        return ""
+        return None
     values = [rate["value"] for rate in found]
     n = sum(rate["n"] for rate in found)
     pooled = wilson(round(sum(rate["value"] * rate["n"] for rate in found)), n)
@@ -223,7 +223,20 @@ def over_seeds(runs: list[dict], metric: str) -> str:
     if len(found) > 1:
         _, t_low, t_high = mean_interval(values)
         low, high = max(0.0, min(low, t_low)), min(1.0, max(high, t_high))
-    return f"{100 * fmean(values):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return Rate(fmean(values), n, low, high)
+
+
+def over_seeds(runs: list[dict], metric: str) -> str:
+    """Show a rate in per cent: its mean over seeds and a 95 % interval.
+
+    Args: see `interval`.
+    Returns: such as `99.3 [98.1, 100.0]`; an empty string if no run has the metric.
+    Source: ours.
+    """
+    found = interval(runs, metric)
+    if found is None:
+        return ""
+    return f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 def table(runs: list[dict], by: str | list[str], metrics: list[str]) -> pd.DataFrame:

@@ -187,9 +187,9 @@ STUDIES: dict[str, list[Run]] = {
     "baselines-cifar10": [replace(run, defense=name)
                           for name in ("tuning", "pruning", "nad")
                           for run in CIFAR],
-    "baselines-text": [replace(run, defense=name)
-                       for name in ("tuning-text", "onion", "strip-text", "sam-text")
-                       for run in grid("sentiment", FOUR, [0.2], [0, 1, 2])],
+    "baselines-text": [replace(run, defense=name) for seed in (0, 1, 2)
+                       for name in ("tuning-text", "onion", "strip-text")
+                       for run in grid("sentiment", FOUR, [0.2], [seed])],
     "guards": [replace(run, defense="strip") for run in (
         *grid("images", FIVE, [0.1], [0, 1, 2]), *CORNERS)],
 }
