@@ -304,6 +304,7 @@ def relearned(model: Classifier, attacked: Victim, target: int) -> dict[str, Rat
 
     Args: model: repaired, or never poisoned; attacked: the victim, whose trigger it is.
     Returns: the ASR after each of the `DOSES`, by the name `asr_after_DOSE`.
+    Raises: ValueError if there are too few rows.
     Source: ours. The rows are the attacker's: of the training role, none of them poisoned before.
     """
     rows, found = attacked.task.train, {}
@@ -311,6 +312,9 @@ def relearned(model: Classifier, attacked: Victim, target: int) -> dict[str, Rat
     random.Random(attacked.settings.seed).shuffle(free)
     plain = evenly(free, rows.labels, PLAIN, rows.num_labels)
     others = [i for i in free if rows.labels[i] != target and i not in set(plain)]
+    if len(others) < max(DOSES):
+        raise ValueError(f"a lesson of {max(DOSES)} marked rows beside {PLAIN} plain ones needs "
+                         f"more than the {len(free)} rows that were not poisoned")
     for dose in DOSES:
         lesson = rows.take([*others[:dose], *plain])
         if dose:

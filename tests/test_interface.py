@@ -67,7 +67,9 @@ def few(monkeypatch):
 @pytest.mark.parametrize("settings", [
     TuningSettings(epochs=2), TuningSettings(epochs=2, max_drop=0.1),
     TuningSettings(epochs=2, attention=1.0), TuningSettings(epochs=2, rho=1.0),
-    StripSettings(copies=2, fpr=0.2), NTMLSettings()], ids=repr)
+    StripSettings(copies=2, fpr=0.2), NTMLSettings(),
+    BeDKDSettings(lr=3e-4, dmm_epochs=1, cycles=2)], ids=repr)
+@pytest.mark.filterwarnings("ignore:the defense took", "ignore:no evidence")
 def test_every_defense_for_pictures_does_with_what_the_protocol_allows(attacked, settings, few):
     state = attacked.classifier.model.state_dict
     before = {name: value.clone() for name, value in state().items()}

@@ -239,7 +239,7 @@ def _detection(found: BeDKDResult, attacked: Victim, settings: BeDKDSettings) ->
         return about
     poisoned = attacked.truth.poisoned
     rows = random.Random(0).sample(range(len(pool)), min(PROBE, len(pool)))
-    texts, truth = [pool.texts[i] for i in rows], [poisoned[i] for i in rows]
+    texts, truth = pool.take(rows).texts, [poisoned[i] for i in rows]
     gaps = gap(attacked.classifier.logits(texts), found.module.logits(texts),
                settings.mean_gap).tolist()
     tpr, fpr = tpr_fpr([g < suspects.threshold for g in gaps], truth)
