@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'SETS', 'NEEDS', 'ABSENT', 'STUDIES', 'USUAL', 'KINDS', 'RARE', 'case_of', 'row_of', 'collect', 'spread',
-           'leaderboard', 'resampled', 'standings', 'ahead', 'advice']
+           'leaderboard', 'compared', 'resampled', 'standings', 'ahead', 'advice']
 
 # %% ../chapters/13_comparison.ipynb #c13-007
 from collections.abc import Sequence
@@ -141,55 +141,69 @@ def leaderboard(frame: pd.DataFrame) -> SortableTable:
                          "grid, in per cent, with 95 % intervals.")
 
 # %% ../chapters/13_comparison.ipynb #c13-031
+def compared(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Return the runs that a ranking is made of.
+
+    Args: frame: from `collect`; kind: of input.
+    Returns: attacks at the usual rate, with the seeds that all cells have.
+    Raises: ValueError if there is no such seed.
+    Source: ours.
+    """
+    usual = frame[frame["kind"].eq(kind) & frame["attack"].isin(USUAL[kind])]
+    cells = usual["defense"].nunique() * len(USUAL[kind])
+    counts = usual["seed"].value_counts()
+    whole = counts.index[counts == cells]
+    if not len(whole):
+        raise ValueError(f"no seed of {kind} has every run: {counts.to_dict()} "
+                         f"of {cells}")
+    return usual[usual["seed"].isin(whole)]
+
+# %% ../chapters/13_comparison.ipynb #c13-032
 def resampled(frame: pd.DataFrame, kind: str, times: int = 4000,
               seed: int = 0) -> pd.DataFrame:
     """Return the mean DER of each defense in many resampled grids.
 
-    Args: frame: from `collect`; kind: of input; times, seed: of the draws.
+    Args: frame, kind: as for `compared`; times, seed: of the draws.
     Returns: a row a draw, a column a defense.
-    Raises: ValueError if a cell is missing.
     Source: Efron 1979.
     """
-    usual = frame[(frame["kind"] == kind)
-                  & frame["attack"].isin(USUAL[kind])]
-    table = usual.pivot(index="defense", columns=["attack", "seed"],
-                        values="der").sort_index(axis=1)
-    if table.isna().any(axis=None):
-        lacking = list(table.index[table.isna().any(axis=1)])
-        raise ValueError(f"runs on {kind} are missing: {lacking}")
-    attacks, seeds = (len(level) for level in table.columns.levels)
+    table = compared(frame, kind).pivot(
+        index="defense", columns=["attack", "seed"],
+        values="der").sort_index(axis=1)
+    attacks = len(USUAL[kind])
+    seeds = table.shape[1] // attacks
     values = table.to_numpy().reshape(len(table), attacks, seeds)
     rng = np.random.default_rng(seed)
     a = rng.integers(attacks, size=(times, attacks, 1))
     s = rng.integers(seeds, size=(times, attacks, seeds))
     return pd.DataFrame(values[:, a, s].mean((2, 3)).T, columns=table.index)
 
-# %% ../chapters/13_comparison.ipynb #c13-032
+# %% ../chapters/13_comparison.ipynb #c13-033
 def standings(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
     """Return mean DER, rank with its interval, and what a defense costs.
 
     Args: frame: from `collect`; kind: `texts` or `pictures`.
     Source: ours.
     """
-    drawn = resampled(frame, kind)
-    usual = frame[frame["kind"].eq(kind) & frame["attack"].isin(USUAL[kind])]
-    mean = usual.groupby("defense")["der"].mean().sort_values(ascending=False)
-    ranks = drawn.rank(axis=1, ascending=False)
+    usual, ranks = compared(frame, kind), resampled(frame, kind).rank(
+        axis=1, ascending=False)
     low, high = (ranks.quantile(q).round().astype(int) for q in (.025, .975))
+    mean = usual.groupby("defense")["der"].mean().sort_values(ascending=False)
     asr = usual["run"].map(lambda run: results.value(run, "asr")).groupby(
         [usual["defense"], usual["attack"]]).mean()
-    lost = usual.groupby("defense")["lost"].mean()
-    clean = frame[frame["kind"].eq(kind) & frame["attack"].eq("clean")]
+    clean = frame[frame["kind"].eq(kind) & frame["attack"].eq("clean")
+                  & frame["seed"].isin(usual["seed"])]
     table = pd.DataFrame({
-        "rank": [f"{i} [{low[n]}, {high[n]}]" for i, n in enumerate(mean.index,
-                                                                     1)],
+        "rank": [f"{place} [{low[name]}, {high[name]}]"
+                 for place, name in enumerate(mean.index, 1)],
         "DER": mean.round(2), "worst ASR": 100 * asr.groupby("defense").max(),
-        "on": asr.groupby("defense").idxmax().map(lambda pair: pair[1]),
-        "lost": 100 * lost, "lost, clean":
-            100 * clean.groupby("defense")["lost"].mean()}, index=mean.index)
+        "on": asr.groupby("defense").idxmax().map(lambda cell: cell[1]),
+        "lost": 100 * usual.groupby("defense")["lost"].mean(),
+        "lost, clean": 100 * clean.groupby("defense")["lost"].mean(),
+    }, index=mean.index)
     return table.round({"worst ASR": 1, "lost": 1, "lost, clean": 1})
 
-# %% ../chapters/13_comparison.ipynb #c13-036
+# %% ../chapters/13_comparison.ipynb #c13-037
 def ahead(drawn: pd.DataFrame) -> pd.Series:
     """Return how often each defense beats the next one, by mean DER.
 
@@ -201,7 +215,7 @@ def ahead(drawn: pd.DataFrame) -> pd.Series:
     return pd.Series({f"{a} over {b}": (drawn[a] > drawn[b]).mean()
                       for a, b in zip(order, order[1:])}, name="ahead")
 
-# %% ../chapters/13_comparison.ipynb #c13-066
+# %% ../chapters/13_comparison.ipynb #c13-070
 def advice(frame: pd.DataFrame, kind: str, have: Sequence[str]
            ) -> pd.DataFrame:
     """Return the defenses that can be used with what one has, best first.
