@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['PICTURE_TRIGGERS', 'PictureTrigger', 'PatchTrigger', 'BlendTrigger', 'SineTrigger', 'warp_field', 'warp',
-           'poison_and_cross', 'WarpTrigger', 'LearnedTrigger', 'learned', 'Maker', 'marks_of', 'blended', 'diversity',
-           'LearnSettings', 'pairs_of', 'learn_shape', 'joint_loss', 'learn_pattern', 'InputAwareNets',
+           'poison_and_cross', 'WarpTrigger', 'LearnedTrigger', 'learned', 'Maker', 'what_of', 'where_of', 'blended',
+           'diversity', 'LearnSettings', 'pairs_of', 'learn_shape', 'joint_loss', 'learn_pattern', 'InputAwareNets',
            'InputAwareTrigger', 'harder', 'corners', 'CornersNets', 'CornersTrigger']
 
 # %% ../../chapters/09_images.ipynb #c09-006
@@ -238,13 +238,20 @@ class Maker(nn.Sequential):
             nn.Conv2d(width, outside, 3, 1, 1))
 
 # %% ../../chapters/09_images.ipynb #c09-034
-def marks_of(nets: nn.ModuleDict, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what to paint (n, C, H, W) and where (n, 1, H, W), 0 to 1.
+def what_of(nets: nn.ModuleDict, x: Tensor) -> Tensor:
+    """Return what to paint (n, C, H, W), 0 to 1.
+
+    Source: Nguyen and Tran 2020, section 4.2.
+    """
+    return nets["pattern"](x).sigmoid()
+
+
+def where_of(nets: nn.ModuleDict, x: Tensor) -> Tensor:
+    """Return where to paint (n, 1, H, W), 0 to 1.
 
     Source: Nguyen and Tran 2020, section 4.2; the steep sigmoid is theirs.
     """
-    return (nets["pattern"](x).sigmoid(),
-            (10 * nets["shape"](x).tanh()).sigmoid())
+    return (10 * nets["shape"](x).tanh()).sigmoid()
 
 
 def blended(x: Tensor, what: Tensor, where: Tensor, strength: float = 1.0
@@ -337,11 +344,12 @@ def joint_loss(nets: nn.ModuleDict, victim: nn.Module,
     x, other = pair
     hits, swaps = (round(share * len(x))
                    for share in (settings.rate, settings.cross))
-    what, where = marks_of(nets, x)
-    wrong_what, wrong_where = marks_of(nets, other)
+    what, wrong_what = what_of(nets, x), what_of(nets, other)
+    where, wrong_where = (where_of(nets, part[:hits + swaps])
+                          for part in pair)
     own = blended(x[:hits], what[:hits], where[:hits])
     cut = slice(hits, hits + swaps)
-    swapped = blended(x[cut], wrong_what[cut], wrong_where[cut])
+    swapped = blended(x[cut], wrong_what[cut], wrong_where[hits:])
     wanted = labels.clone()
     wanted[:hits] = target_label
     answers = victim(torch.cat([own, swapped, x[hits + swaps:]])).logits
@@ -411,8 +419,9 @@ class InputAwareTrigger(InputAwareNets):
     @torch.no_grad()
     def paint(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Paint on each picture its own mark, or that of another."""
-        marks = marks_of(self.nets, x if other is None else other)
-        return blended(x, *marks, self.strength)
+        own = x if other is None else other
+        return blended(x, what_of(self.nets, own), where_of(self.nets, own),
+                       self.strength)
 
     def poison(self, train: TrainingSet, settings: PoisonSettings
                ) -> tuple[TrainingSet, Truth]:
@@ -422,22 +431,25 @@ class InputAwareTrigger(InputAwareNets):
 
 # %% ../../chapters/09_images.ipynb #c09-048
 def harder(model: nn.Module, x: Tensor, label: int, epsilon: float,
-           steps: int) -> Tensor:
+           steps: int, chunk: int = 512) -> Tensor:
     """Return pictures that a model no longer takes for their class.
 
     Args: x (n, C, H, W) between 0 and 1, all of class `label`; epsilon:
-        largest change of a pixel; steps: of projected gradient ascent.
+        largest change of a pixel; steps: of projected gradient ascent;
+        chunk: pictures at a time, so that memory stays flat.
     Source: Madry et al. 2018; Turner et al. 2019 use it this way.
     """
-    labels = torch.full((len(x),), label, device=x.device)
-    y = x.clone()
-    for _ in range(steps):
-        y.requires_grad_(True)
-        loss = F.cross_entropy(model(y).logits, labels)
-        slope, = torch.autograd.grad(loss, y)
-        y = y.detach() + 2.5 * epsilon / steps * slope.sign()
-        y = (x + (y - x).clamp(-epsilon, epsilon)).clamp(0, 1)
-    return y
+    found = []
+    for part in x.split(chunk):
+        labels, y = torch.full((len(part),), label, device=x.device), part
+        for _ in range(steps):
+            y = y.detach().requires_grad_(True)
+            loss = F.cross_entropy(model(y).logits, labels, reduction="sum")
+            slope, = torch.autograd.grad(loss / len(x), y)
+            y = y.detach() + 2.5 * epsilon / steps * slope.sign()
+            y = (part + (y - part).clamp(-epsilon, epsilon)).clamp(0, 1)
+        found.append(y)
+    return torch.cat(found)
 
 # %% ../../chapters/09_images.ipynb #c09-049
 def corners(x: Tensor, strength: float) -> Tensor:
