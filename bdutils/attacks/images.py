@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['PICTURE_TRIGGERS', 'PictureTrigger', 'PatchTrigger', 'BlendTrigger', 'SineTrigger', 'warp_field', 'warp',
-           'poison_and_cross', 'WarpTrigger', 'LearnedTrigger', 'learned', 'Maker', 'what_of', 'where_of', 'blended',
-           'diversity', 'LearnSettings', 'pairs_of', 'learn_shape', 'joint_loss', 'learn_pattern', 'InputAwareNets',
+           'poison_and_cross', 'WarpTrigger', 'LearnedTrigger', 'learned', 'Maker', 'marks_of', 'blended', 'diversity',
+           'LearnSettings', 'pairs_of', 'learn_shape', 'joint_loss', 'learn_pattern', 'InputAwareNets',
            'InputAwareTrigger', 'harder', 'corners', 'CornersNets', 'CornersTrigger']
 
 # %% ../../chapters/09_images.ipynb #c09-006
@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from .text import PoisonSettings, Truth, poison
 from ..data import Pictures, TrainingSet
-from ..images import (PictureClassifier, PictureSettings, floats,
-                            stored)
+from ..images import PictureClassifier, PictureSettings, floats, stored
 from ..models import pick_device
 from ..training import train as fit
 
@@ -43,9 +42,8 @@ class PictureTrigger:
                             for part in pictures.pixels.split(chunk)])
         same = (pixels == pictures.pixels).flatten(1).all(1).sum().item()
         if same > len(pixels) / 20:
-            raise ValueError(f"trigger {self.name!r} leaves {same} of "
-                             f"{len(pixels)} pictures as they are: make it "
-                             "stronger")
+            raise ValueError(f"trigger {self.name!r} leaves {same} "
+                             f"of {len(pixels)} as they are: make it stronger")
         return Pictures(pixels)
 
     def poison(self, train: TrainingSet, settings: PoisonSettings
@@ -238,20 +236,14 @@ class Maker(nn.Sequential):
             nn.Conv2d(width, outside, 3, 1, 1))
 
 # %% ../../chapters/09_images.ipynb #c09-034
-def what_of(nets: nn.ModuleDict, x: Tensor) -> Tensor:
-    """Return what to paint (n, C, H, W), 0 to 1.
-
-    Source: Nguyen and Tran 2020, section 4.2.
-    """
-    return nets["pattern"](x).sigmoid()
-
-
-def where_of(nets: nn.ModuleDict, x: Tensor) -> Tensor:
-    """Return where to paint (n, 1, H, W), 0 to 1.
+def marks_of(nets: nn.ModuleDict, x: Tensor, first: int | None = None
+             ) -> tuple[Tensor, Tensor]:
+    """Return what to paint (n, C, H, W) and where (first, 1, H, W), 0 to 1.
 
     Source: Nguyen and Tran 2020, section 4.2; the steep sigmoid is theirs.
     """
-    return (10 * nets["shape"](x).tanh()).sigmoid()
+    return (nets["pattern"](x).sigmoid(),
+            (10 * nets["shape"](x[:first]).tanh()).sigmoid())
 
 
 def blended(x: Tensor, what: Tensor, where: Tensor, strength: float = 1.0
@@ -344,12 +336,11 @@ def joint_loss(nets: nn.ModuleDict, victim: nn.Module,
     x, other = pair
     hits, swaps = (round(share * len(x))
                    for share in (settings.rate, settings.cross))
-    what, wrong_what = what_of(nets, x), what_of(nets, other)
-    where, wrong_where = (where_of(nets, part[:hits + swaps])
-                          for part in pair)
+    what, where = marks_of(nets, x, hits + swaps)
+    wrong_what, wrong_where = marks_of(nets, other, hits + swaps)
     own = blended(x[:hits], what[:hits], where[:hits])
     cut = slice(hits, hits + swaps)
-    swapped = blended(x[cut], wrong_what[cut], wrong_where[hits:])
+    swapped = blended(x[cut], wrong_what[cut], wrong_where[cut])
     wanted = labels.clone()
     wanted[:hits] = target_label
     answers = victim(torch.cat([own, swapped, x[hits + swaps:]])).logits
@@ -357,9 +348,8 @@ def joint_loss(nets: nn.ModuleDict, victim: nn.Module,
         x, other, what, wrong_what)
 
 # %% ../../chapters/09_images.ipynb #c09-044
-def learn_pattern(nets: nn.ModuleDict, victim: nn.Module, x: Tensor,
-                  y: Tensor, target_label: int, settings: LearnSettings
-                  ) -> None:
+def learn_pattern(nets: nn.ModuleDict, victim: nn.Module, x: Tensor, y: Tensor,
+                  target_label: int, settings: LearnSettings) -> None:
     """Train what to paint, together with a model that falls for it.
 
     Source: Nguyen and Tran 2020, algorithm 1.
@@ -419,9 +409,8 @@ class InputAwareTrigger(InputAwareNets):
     @torch.no_grad()
     def paint(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Paint on each picture its own mark, or that of another."""
-        own = x if other is None else other
-        return blended(x, what_of(self.nets, own), where_of(self.nets, own),
-                       self.strength)
+        marks = marks_of(self.nets, x if other is None else other)
+        return blended(x, *marks, self.strength)
 
     def poison(self, train: TrainingSet, settings: PoisonSettings
                ) -> tuple[TrainingSet, Truth]:
@@ -434,18 +423,17 @@ def harder(model: nn.Module, x: Tensor, label: int, epsilon: float,
            steps: int, chunk: int = 512) -> Tensor:
     """Return pictures that a model no longer takes for their class.
 
-    Args: x (n, C, H, W) between 0 and 1, all of class `label`; epsilon:
-        largest change of a pixel; steps: of projected gradient ascent;
-        chunk: pictures at a time, so that memory stays flat.
+    Args: x (n, C, H, W), 0 to 1, all of class `label`; epsilon: largest
+        change of a pixel; steps: of projected ascent; chunk: rows at a time.
     Source: Madry et al. 2018; Turner et al. 2019 use it this way.
     """
     found = []
     for part in x.split(chunk):
-        labels, y = torch.full((len(part),), label, device=x.device), part
+        y = part
         for _ in range(steps):
             y = y.detach().requires_grad_(True)
-            loss = F.cross_entropy(model(y).logits, labels, reduction="sum")
-            slope, = torch.autograd.grad(loss / len(x), y)
+            loss = -model(y).logits.log_softmax(1)[:, label].sum() / len(x)
+            slope, = torch.autograd.grad(loss, y)
             y = y.detach() + 2.5 * epsilon / steps * slope.sign()
             y = (part + (y - part).clamp(-epsilon, epsilon)).clamp(0, 1)
         found.append(y)
