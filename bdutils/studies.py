@@ -168,7 +168,7 @@ STUDIES: dict[str, list[Run]] = {
     "ntml": [replace(run, defense="ntml") for run in (
         *grid("images", FIVE, [0.1], [0, 1, 2]), *CORNERS)],
     "baselines": [replace(run, defense=name)
-                  for name in ("tuning", "pruning", "nad", "sam")
+                  for name in ("tuning", "pruning", "nad", "sam", "ibau")
                   for run in (*grid("images", FIVE, [0.1], [0, 1, 2]), *CORNERS)],
     "baselines-long": [run for name in ("tuning-long", "pruning-long", "nad-long")
                        for run in defended(name, "images", ["patch"], [0.1])],

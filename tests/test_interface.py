@@ -10,7 +10,7 @@ from bdutils.attacks.images import PatchTrigger
 from bdutils.attacks.text import PoisonSettings
 from bdutils.data import Pictures, ReservedSet, Task, TestSet, TrainingSet
 from bdutils.defenses import runs
-from bdutils.defenses.baselines import TuningSettings
+from bdutils.defenses.baselines import MinimaxSettings, TuningSettings
 from bdutils.defenses.bedkd import BeDKDSettings
 from bdutils.defenses.dup import DUPSettings
 from bdutils.defenses.guards import Guard, OnionSettings, StripSettings
@@ -23,7 +23,8 @@ from bdutils.training import TrainSettings, train
 from bdutils.victims import evaluate, untrained
 
 TRAINING = PictureSettings(epochs=4, batch_size=32, lr=0.05, pad=1, flip=False)
-KINDS = (TuningSettings, StripSettings, OnionSettings, BeDKDSettings, DUPSettings, NTMLSettings)
+KINDS = (TuningSettings, MinimaxSettings, StripSettings, OnionSettings, BeDKDSettings, DUPSettings,
+         NTMLSettings)
 
 
 class Bomb:
@@ -67,6 +68,7 @@ def few(monkeypatch):
 @pytest.mark.parametrize("settings", [
     TuningSettings(epochs=2), TuningSettings(epochs=2, max_drop=0.1),
     TuningSettings(epochs=2, attention=1.0), TuningSettings(epochs=2, rho=1.0),
+    MinimaxSettings(rounds=2),
     StripSettings(copies=2, fpr=0.2), NTMLSettings(),
     BeDKDSettings(lr=3e-4, dmm_epochs=1, cycles=2)], ids=repr)
 @pytest.mark.filterwarnings("ignore:the defense took", "ignore:no evidence")

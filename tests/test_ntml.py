@@ -23,7 +23,7 @@ from bdutils.data import DefenderView, Pictures, ReservedSet, Task, TestSet, Tra
 from bdutils.defenses import baselines as bl
 from bdutils.defenses import interface, runs
 from bdutils.defenses import ntml as nt
-from bdutils.defenses.baselines import TuningSettings
+from bdutils.defenses.baselines import MinimaxSettings, TuningSettings
 from bdutils.defenses.ntml import NTMLSettings, PairSettings
 from bdutils.images import PictureClassifier, PictureSettings
 from bdutils.studies import DecoyTrigger
@@ -219,7 +219,70 @@ def check_sharp_loss(sharp_loss):
     assert [p.item() for p in model.parameters()] == [3, -1]
 
 
+def height(theta):
+    """H = -d1^2 - 2 d2^2 + 2 d1 t1 + 4 d2 t2 + t1 t2, largest at d = t."""
+    return lambda d: (-d[0]**2 - 2 * d[1]**2 + 2 * d[0] * theta[0] + 4 * d[1] * theta[1]
+                      + theta[0] * theta[1])
+
+
+def check_in_ball(in_ball):
+    assert in_ball(of([[3, 4]]), 10).tolist() == [[3, 4]]
+    assert in_ball(of([[3, 4]]), 2.5).tolist() == [near([1.5, 2])]
+    assert in_ball(of([[0, 0]]), 2.5).tolist() == [[0, 0]]
+
+
+def check_climb(climb):
+    theta, start = of([2, 1]), of([1, 0]).requires_grad_()
+    # The slope at (1, 0) is (2, 4); half of it leads to (2, 2), which is too long by sqrt(8).
+    assert climb(height(theta), start, 0.5, 9.0).tolist() == [2, 2]
+    assert climb(height(theta), start, 0.5, 2.0).tolist() == near([2**0.5, 2**0.5])
+    weight = of([2, 1]).requires_grad_()
+    moved = climb(height(weight), start, 0.5, 9.0)
+    slopes = torch.autograd.grad(moved[1], [start, weight])  # 0 + 1/2 (4 t2 - 4 d2)
+    assert [one.tolist() for one in slopes] == [[0, -1], [0, 2]]
+
+
+def check_hypergradient(hypergradient):
+    # The worst value is t1^2 + 2 t2^2 + t1 t2: its slope at (2, 1) is (5, 6), wherever the
+    # search has ended. At (1, 0) the direct slope is (2 d1 + t2, 4 d2 + t1) = (3, 2) and the
+    # pull (2, 4). With the rate 1/8 a term keeps (3/4, 1/2) of what was missing: (2, 4).
+    theta, used = of([2, 1]).requires_grad_(), []
+
+    def step(d):
+        used.append(d)
+        return bl.climb(height(theta), d, 0.125, 9.0)
+
+    for terms in (0, 1, 2, 5, 60):
+        found, = hypergradient(height(theta), step, of([1, 0]), [theta], terms)
+        assert found.tolist() == near([5 - 2 * 0.75**terms, 6 - 4 * 0.5**terms])
+        assert not found.requires_grad
+    # At the worst mark itself nothing is missing.
+    assert hypergradient(height(theta), step, of([2, 1]), [theta], 0)[0].tolist() == [5, 6]
+    assert len(used) == 6  # the step is taken once
+
+
+def check_worst_mark(worst_mark):
+    settings = MinimaxSettings(radius=2.0, climbs=3, climb_lr=0.25)
+    theta = of([2, 1])
+    # d1 halves its way to 2 and d2 is there at once: (1, 1), (1.5, 1), then a length over 2.
+    found = worst_mark(height(theta), of([7, 7]), settings)
+    long = 1 / (1.75**2 + 1)**0.5
+    assert found.tolist() == near([2 * 1.75 * long, 2 * long]) and not found.requires_grad
+    assert worst_mark(height(theta), of([7, 7]), replace(settings, climbs=1)).tolist() == [1, 1]
+
+
 MUTATIONS = {
+    check_in_ball: [(".clamp(max=1)", ""), ("mark.norm()", "mark.max()"), ("radius / ", "")],
+    check_climb: [("mark + rate", "mark - rate"), ("rate * ", ""), (", radius)", ", 9.0)")],
+    check_hypergradient: [("one + other", "one"), ("one + other", "other"),
+                          ("one + other", "one - other"), ("v = pull + ", "v = "),
+                          ("v = pull + ", "v = pull - "), ("range(terms)", "range(terms + 1)"),
+                          ("mark, v, retain", "mark, pull, retain"),
+                          ("moved, weights, v)", "moved, weights, pull)"),
+                          ("step(mark), ", "step(step(mark)), ")],
+    check_worst_mark: [("zeros_like", "ones_like"), ("range(settings.climbs)", "range(1)"),
+                       ("settings.climb_lr", "settings.term_lr"), ("settings.radius", "9.0"),
+                       (".detach()", "")],
     check_sharp_loss: [("p + rho", "p - rho"), ("* t * s", "* s"), ("t * g", "g"),
                        (".sqrt()", ""),
                        ("p.detach().abs()", "p.abs()"),
@@ -603,6 +666,134 @@ def test_tuning_that_cannot_be_meant_is_refused(changes):
         TuningSettings(**changes)
 
 
+# ------------------------------------------------------- unlearning the worst mark
+
+
+@pytest.fixture
+def clean(view):
+    """Pictures as a network sees them, and their labels."""
+    return view.reserved.texts.pixels.float() / 255, torch.tensor(view.reserved.labels)
+
+
+QUICK = MinimaxSettings(rounds=6, radius=1.0)
+
+
+def test_the_worst_mark_is_one_short_mark_that_is_worse_than_others(attacked, clean):
+    x, labels = clean
+    model = attacked.classifier.model.eval()
+
+    def loss(mark):
+        return F.cross_entropy(model(x + mark).logits, labels)
+
+    for radius in (0.5, 1.0, 2.0):
+        mark = bl.worst_mark(loss, x[:1], replace(QUICK, radius=radius))
+        assert mark.shape == (1, 1, 12, 12) and mark.norm() <= radius + 1e-5
+        others = [bl.in_ball(99 * torch.randn(x[:1].shape), radius) for _ in range(20)]
+        assert loss(mark) > 1.5 * max(loss(other) for other in [*others, -mark, 0 * mark])
+
+
+def test_rounds_make_the_worst_mark_do_less_and_leave_the_norms_as_they_were(attacked, clean):
+    model = bl.twin(attacked.classifier).model.eval()
+    before = copy.deepcopy(model.state_dict())
+    told = list(bl.unlearned(model, *clean, QUICK))
+    assert len(told) == 7 and told[-1] < 0.9 * told[0]
+    after = model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name, _ in model.named_parameters()}  # no mean, no variance
+    again = bl.twin(attacked.classifier).model.eval()
+    assert list(bl.unlearned(again, *clean, QUICK)) == told
+    other = bl.twin(attacked.classifier).model.eval()
+    assert list(bl.unlearned(other, *clean, replace(QUICK, seed=1)))[1:] != told[1:]
+
+
+@pytest.mark.parametrize("share, marked", [(0.5, 15), (1.0, 30), (0.1, 3)])
+def test_a_step_is_made_from_the_hypergradient_of_a_share_of_the_pictures(
+        attacked, clean, monkeypatch, share, marked):
+    x, labels = clean
+    model, seen = bl.twin(attacked.classifier).model.eval(), []
+
+    def slopes(loss, step, mark, weights, terms):
+        per = [F.cross_entropy(model(x + on * mark).logits, labels, reduction="none").detach()
+               for on in (0, 1)]
+        # The loss is a mean over pictures, some with and some without the mark.
+        low, high = (each.mean() for each in per)
+        seen.append((loss(mark).item(), low.item(), high.item()))
+        assert torch.allclose(step(mark.requires_grad_()), bl.climb(
+            lambda m: F.cross_entropy(model(x + m).logits, labels), mark, 0.25, 1.0), atol=1e-6)
+        assert terms == 3 and mark.norm() <= 1 + 1e-5
+        return [torch.ones_like(weight) for weight in weights]
+
+    monkeypatch.setattr(bl, "hypergradient", slopes)
+    before = model.head.bias.detach().clone()
+    settings = replace(QUICK, rounds=1, share=share, terms=3, term_lr=0.25, lr=0.01)
+    list(bl.unlearned(model, x, labels, settings))
+    (value, low, high), = seen
+    assert value == near(high) if share == 1 else low < value < high
+    # Adam's first step is as long as its rate, whatever the slope.
+    assert torch.allclose(model.head.bias, before - 0.01, atol=1e-5)
+
+
+def test_of_the_rounds_that_keep_the_accuracy_the_best_is_kept(attacked, view, monkeypatch):
+    """Of thirty rows, so many are read rightly after each round, at this worst loss."""
+    right, worst = [27, 27, 24, 26, 27], [9.0, 5.0, 1.0, 3.0, 4.0]
+    start = attacked.classifier.model.head.bias.detach().clone()
+    rounds = []
+
+    def rounds_of(model, x, labels, settings):
+        assert not model.training and labels.tolist() == list(view.reserved.labels)
+        assert x.shape == (30, 1, 12, 12) and 0 <= x.min() < x.max() <= 1
+        for loss in worst:
+            rounds.append(loss)
+            yield loss
+            model.head.bias.data += 1.0
+
+    def predict(self, texts):
+        good = right[len(rounds) - 1]
+        return [y if i < good else (y + 1) % 3 for i, y in enumerate(view.reserved.labels)]
+
+    monkeypatch.setattr(bl, "unlearned", rounds_of)
+    monkeypatch.setattr(PictureClassifier, "predict", predict)
+    for max_drop, kept in ((0.0, 4), (0.034, 3), (0.1, 2)):  # rounds 3 and 2 lose 1/30, 1/10
+        rounds.clear()
+        model = bl.ibau(attacked.classifier, DefenderView(view.reserved),
+                        MinimaxSettings(max_drop=max_drop)).model
+        assert torch.allclose(model.head.bias, start + kept) and len(rounds) == 5
+    worst[:] = [1.0, 2.0, 3.0, float("nan"), 1.0]  # nothing is better than what was given
+    rounds.clear()
+    model = bl.ibau(attacked.classifier, DefenderView(view.reserved)).model
+    assert torch.equal(model.head.bias, start)
+
+
+def test_the_backdoor_gets_weaker_and_the_given_model_stays(attacked, view, task):
+    before = copy.deepcopy(attacked.classifier.model.state_dict())
+    settings = MinimaxSettings(radius=1.0, rounds=40)
+    found = bl.ibau(attacked.classifier, DefenderView(view.reserved), settings)
+    assert all(torch.equal(value, before[name])
+               for name, value in attacked.classifier.model.state_dict().items())
+    was, now = (evaluate(model, task, PatchTrigger(), 0) for model in (attacked.classifier, found))
+    assert now.asr.value < was.asr.value - 0.2 and now.cacc.value > was.cacc.value - 0.1
+    # The bound holds on the rows that the defender has.
+    lost = [sum(a == b for a, b in zip(model.predict(view.reserved.texts), view.reserved.labels))
+            for model in (attacked.classifier, found)]
+    assert lost[0] - lost[1] <= 0.04 * len(view.reserved)
+
+
+@pytest.mark.parametrize("changes", [
+    {"radius": 0.0}, {"climbs": 0}, {"climb_lr": 0.0}, {"rounds": 0}, {"lr": 0.0}, {"share": 0.0},
+    {"share": 1.1}, {"terms": -1}, {"term_lr": 0.0}, {"max_drop": 1.0}, {"max_drop": -0.1}])
+def test_unlearning_that_cannot_be_meant_is_refused(changes):
+    with pytest.raises(ValueError, match="cannot unlearn with MinimaxSettings"):
+        MinimaxSettings(**changes)
+
+
+def test_texts_have_no_pixels_for_a_mark():
+    with pytest.raises(ValueError, match="I-BAU needs a model of pictures"):
+        bl.ibau(built(BertConfig(**BERT_SIZES)), VIEW)
+
+
+# -------------------------------------------------------------------- models of texts
+
+
 @pytest.mark.parametrize("changes", [{"attention": 1.0}, {"max_drop": 0.1}])
 def test_models_of_texts_can_only_be_tuned(trained, changes):
     model, training = built(BertConfig(**BERT_SIZES)), TrainSettings(epochs=1)
@@ -618,6 +809,7 @@ def test_models_of_texts_can_only_be_tuned(trained, changes):
 def test_the_variants_are_what_they_are_called_after():
     found = {name: chosen for name, chosen in runs.VARIANTS.items()
              if isinstance(chosen, NTMLSettings | TuningSettings)}
+    assert runs.VARIANTS["ibau"] == MinimaxSettings()
     counts = {f"ntml-{count}" for count in (25, 50, 250, 500)}
     assert all(found.pop(name) == NTMLSettings() for name in counts) and {*runs.COUNTS} == counts
     pruned, watched = {"max_drop": 0.04}, {"attention": 1000.0}
@@ -631,7 +823,8 @@ def test_the_variants_are_what_they_are_called_after():
         "sam": TuningSettings(rho=2.0)}
 
 
-@pytest.mark.parametrize("name, clean", [("ntml", 12), ("ntml-25", 25), ("tuning", 12)])
+@pytest.mark.parametrize("name, clean", [("ntml", 12), ("ntml-25", 25), ("tuning", 12),
+                                         ("ibau", 12)])
 def test_a_recorded_run_gives_the_defense_few_rows_and_measures_every_stage(
         attacked, monkeypatch, name, clean):
     given, models = [], []
@@ -641,7 +834,8 @@ def test_a_recorded_run_gives_the_defense_few_rows_and_measures_every_stage(
     result = SimpleNamespace(classifier="good", stages=stages, passed=passed, verdict="purified",
                              seconds={"last": 1.0})
     monkeypatch.setattr(interface, "ntml", lambda *args: given.append(args) or result)
-    monkeypatch.setattr(interface, "tuned", lambda *args: given.append(args) or "good")
+    for way in ("tuned", "ibau"):
+        monkeypatch.setattr(interface, way, lambda *args: given.append(args) or "good")
     rate = SimpleNamespace(value=0.5)
     metrics, seconds, extra = runs.defend(
         name, attacked, 3, lambda model, floor=True: models.append(model) or {"cacc": rate}, None)
@@ -715,7 +909,8 @@ def test_the_defenses_know_nothing_of_attacks_victims_and_test_data(module, othe
     assert not names_in(ast.parse(inspect.getsource(module))) & SECRETS
     function = module.ntml if module is nt else module.tuned
     assert [*inspect.signature(function).parameters] == arguments
-    for kind in (NTMLSettings, TuningSettings):
+    assert [*inspect.signature(bl.ibau).parameters] == ["classifier", "view", "settings"]
+    for kind in (NTMLSettings, TuningSettings, MinimaxSettings):
         assert not SECRETS & {field.name for field in fields(kind)}
 
 

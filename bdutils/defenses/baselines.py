@@ -2,11 +2,12 @@
 
 # %% auto #0
 __all__ = ['Model', 'Training', 'TuningSettings', 'twin', 'as_tuning', 'fine_tune', 'last_layer', 'inputs_of', 'sleepers',
-           'silenced', 'prune', 'attention_maps', 'nad', 'sharp_loss', 'sam', 'tuned']
+           'silenced', 'prune', 'attention_maps', 'nad', 'sharp_loss', 'sam', 'minimax_range', 'MinimaxSettings',
+           'in_ball', 'climb', 'worst_mark', 'hypergradient', 'unlearned', 'ibau', 'tuned']
 
 # %% ../../chapters/10_baselines.ipynb #c10-009
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -221,6 +222,156 @@ def sam(classifier: Model, clean: ReservedSet, training: Training,
     train(tuned, clean, as_tuning(training, settings),
           loss=sharp_loss(tuned.model, settings.rho))
     return tuned
+
+# %% ../../chapters/10_baselines.ipynb #c10-053b
+def minimax_range(settings: "MinimaxSettings") -> None:
+    """Refuse what cannot be meant.
+
+    Raises: ValueError if a field is out of its range.
+    Source: ours.
+    """
+    s = settings
+    if (min(s.radius, s.climb_lr, s.lr, s.term_lr) <= 0 or s.terms < 0
+            or min(s.climbs, s.rounds) < 1 or not 0 < s.share <= 1
+            or not 0 <= s.max_drop < 1):
+        raise ValueError(f"cannot unlearn with {s}: a field is out of its "
+                         "range")
+
+# %% ../../chapters/10_baselines.ipynb #c10-053c
+@dataclass(frozen=True)
+class MinimaxSettings:
+    """How the worst mark is sought and unlearned.
+
+    radius: the longest mark, C, > 0; ours. climbs: steps to the worst,
+        >= 1; ours. climb_lr: their rate, > 0; Zeng et al. 2022 (code).
+    rounds: marks that are unlearned, >= 1; ours. lr: of Adam, > 0; ours.
+        share: of the pictures that are marked, above 0 to 1; ours.
+    terms: of the implicit slope, K, >= 0; 0 leaves it out; Wu et al. 2022.
+        term_lr: rate of the step behind it, > 0; Zeng et al. 2022 (code).
+    max_drop: share of the clean rows that may be lost, from 0, below 1;
+        ours. seed: of which pictures are marked.
+    """
+
+    radius: float = 2.0
+    climbs: int = 10
+    climb_lr: float = 10.0
+    rounds: int = 60
+    lr: float = 1e-3
+    share: float = 0.5
+    terms: int = 5
+    term_lr: float = 0.1
+    max_drop: float = 0.04
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        minimax_range(self)
+
+# %% ../../chapters/10_baselines.ipynb #c10-053e
+def in_ball(mark: Tensor, radius: float) -> Tensor:
+    """Return a mark, shortened if it is longer than the radius.
+
+    Source: Zeng et al. 2022.
+    """
+    return mark * (radius / mark.norm().clamp(min=1e-12)).clamp(max=1)
+
+# %% ../../chapters/10_baselines.ipynb #c10-053f
+def climb(loss: Callable, mark: Tensor, rate: float, radius: float
+          ) -> Tensor:
+    """Return a worse mark, so that gradients go through the step.
+
+    Args: loss: of a mark, which must require a gradient.
+    Source: Zeng et al. 2022.
+    """
+    slope, = torch.autograd.grad(loss(mark), mark, create_graph=True)
+    return in_ball(mark + rate * slope, radius)  # eq-base-climb
+
+# %% ../../chapters/10_baselines.ipynb #c10-053g
+def worst_mark(loss: Callable, like: Tensor, settings: MinimaxSettings
+               ) -> Tensor:
+    """Climb from no mark to one that is bad for all pictures together.
+
+    Args: loss: of a mark; like: a tensor of its shape.
+    Source: Zeng et al. 2022.
+    """
+    mark = torch.zeros_like(like)
+    for _ in range(settings.climbs):
+        mark = climb(loss, mark.requires_grad_(), settings.climb_lr,
+                     settings.radius).detach()
+    return mark
+
+# %% ../../chapters/10_baselines.ipynb #c10-053i
+def hypergradient(loss: Callable, step: Callable, mark: Tensor,
+                  weights: Sequence[Tensor], terms: int) -> list[Tensor]:
+    """Return the slope in the weights, with a mark that moves as they do.
+
+    Args: loss: of a mark, to be made small; step: from a mark to a worse
+        one; terms: K, with 0 the mark stands still.
+    Source: Zeng et al. 2022.
+    """
+    mark = mark.detach().requires_grad_()
+    pull, *direct = torch.autograd.grad(loss(mark), [mark, *weights])
+    moved, v = step(mark), torch.zeros_like(mark)
+    for _ in range(terms):  # eq-base-implicit
+        v = pull + torch.autograd.grad(moved, mark, v, retain_graph=True)[0]
+    implicit = torch.autograd.grad(moved, weights, v)
+    return [one + other for one, other in zip(direct, implicit)]
+
+# %% ../../chapters/10_baselines.ipynb #c10-053m
+def unlearned(model: nn.Module, x: Tensor, labels: Tensor,
+              settings: MinimaxSettings) -> Iterator[float]:
+    """Change a network round by round; tell what the worst mark does.
+
+    Args: model: in evaluation mode; x: pictures (n, C, H, W).
+    Returns: the loss under the worst mark, before each step and at the end.
+    Source: Zeng et al. 2022.
+    """
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(weights, lr=settings.lr)
+    rng = torch.Generator().manual_seed(settings.seed)
+
+    def loss(mark: Tensor, who: Tensor | float = 1.0) -> Tensor:
+        return F.cross_entropy(model(x + who * mark).logits, labels)
+
+    for _ in range(settings.rounds):
+        mark = worst_mark(loss, x[:1], settings)
+        yield loss(mark).item()
+        rank = torch.randperm(len(x), generator=rng).view(-1, 1, 1, 1)
+        who = (rank < settings.share * len(x)).to(x)
+        slopes = hypergradient(
+            lambda m, who=who: loss(m, who),
+            lambda m: climb(loss, m, settings.term_lr, settings.radius),
+            mark, weights, settings.terms)
+        for weight, slope in zip(weights, slopes):
+            weight.grad = slope
+        optimizer.step()
+    yield loss(worst_mark(loss, x[:1], settings)).item()
+
+# %% ../../chapters/10_baselines.ipynb #c10-053o
+def ibau(classifier: Model, view: DefenderView,
+         settings: MinimaxSettings = MinimaxSettings()) -> Model:
+    """Return a copy on which the worst mark does little.
+
+    Args: view: its pool is not used.
+    Raises: ValueError for a model of texts.
+    Source: Zeng et al. 2022 (I-BAU); which round is kept is ours.
+    """
+    if not isinstance(classifier, PictureClassifier):
+        raise ValueError("a mark is added to pixels, and texts have none: "
+                         "I-BAU needs a model of pictures")
+    clean, copied = view.reserved, twin(classifier)
+    model, texts = copied.model.eval(), copied.encode(clean.texts)
+    x = copied.collate(texts, range(len(clean)))["pixel_values"]
+    labels = torch.tensor(clean.labels, device=x.device)
+    right, least, kept = [], float("inf"), copy.deepcopy(model.state_dict())
+    for worst in unlearned(model, x, labels, settings):
+        right.append(cacc(copied.predict(clean.texts), clean.labels).value)
+        # Less the error of the difference itself.
+        good = right[-1] >= right[0] - settings.max_drop - 1e-9
+        if good and worst < least:
+            least, kept = worst, copy.deepcopy(model.state_dict())
+    model.load_state_dict(kept)
+    return copied
 
 # %% ../../chapters/10_baselines.ipynb #c10-055
 def tuned(classifier: Model, view: DefenderView, training: Training,

@@ -22,7 +22,7 @@ from ..images import PictureClassifier, PictureSettings
 from ..models import Classifier
 from ..training import TrainSettings
 from ..victims import untrained
-from .baselines import TuningSettings, tuned
+from .baselines import MinimaxSettings, TuningSettings, ibau, tuned
 from .bedkd import BeDKDSettings, bedkd
 from .dup import DUPSettings, dup
 from .guards import OnionSettings, StripSettings, onion, strip
@@ -94,6 +94,13 @@ def repair(settings: object, case: Case) -> Outcome:
 def _(settings: TuningSettings, case: Case) -> Outcome:
     start = time.perf_counter()
     model = tuned(case.classifier, case.view, case.training, settings)
+    return Outcome(model, seconds={"purify": time.perf_counter() - start})
+
+
+@repair.register
+def _(settings: MinimaxSettings, case: Case) -> Outcome:
+    start = time.perf_counter()
+    model = ibau(case.classifier, case.view, settings)
     return Outcome(model, seconds={"purify": time.perf_counter() - start})
 
 

@@ -17,7 +17,7 @@ from ..models import Classifier
 from ..training import train
 from ..victims import Victim, untrained
 from .anomaly import charges
-from .baselines import TuningSettings
+from .baselines import MinimaxSettings, TuningSettings
 from .bedkd import (
     AUTHORS,
     BeDKDResult,
@@ -82,6 +82,7 @@ VARIANTS: dict[str, object] = {
     "pruning": TuningSettings(max_drop=0.04),
     "nad": TuningSettings(attention=1000.0),
     "sam": TuningSettings(rho=2.0),
+    "ibau": MinimaxSettings(),
     # Texts: four passes over 800 rows are as many rows as one pass over the 3,000 of training,
     # at its full rate, since a tenth of it moves an encoder too little to matter.
     "tuning-text": TuningSettings(epochs=4, lr_share=1.0),
@@ -97,7 +98,7 @@ VARIANTS: dict[str, object] = {
 FEW, COUNTS = 100, {f"ntml-{count}": count for count in (25, 50, 250, 500)}
 PROBE = 1000  # pool rows on which the detector is judged
 # They need clean rows only and get no pool.
-WITHOUT_POOL = TuningSettings | StripSettings | OnionSettings
+WITHOUT_POOL = TuningSettings | MinimaxSettings | StripSettings | OnionSettings
 
 
 def defend(name: str, attacked: Victim, seed: int, measure: Callable[..., dict],
