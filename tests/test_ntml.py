@@ -675,7 +675,8 @@ def clean(view):
     return view.reserved.texts.pixels.float() / 255, torch.tensor(view.reserved.labels)
 
 
-QUICK = MinimaxSettings(rounds=6, radius=1.0)
+# So sure a network has small slopes, and needs a higher rate to be climbed.
+QUICK = MinimaxSettings(rounds=6, radius=1.0, climb_lr=3e3)
 
 
 def test_the_worst_mark_is_one_short_mark_that_is_worse_than_others(attacked, clean):
@@ -766,12 +767,12 @@ def test_of_the_rounds_that_keep_the_accuracy_the_best_is_kept(attacked, view, m
 
 def test_the_backdoor_gets_weaker_and_the_given_model_stays(attacked, view, task):
     before = copy.deepcopy(attacked.classifier.model.state_dict())
-    settings = MinimaxSettings(radius=1.0, rounds=40)
+    settings = replace(QUICK, radius=2.0, rounds=20)
     found = bl.ibau(attacked.classifier, DefenderView(view.reserved), settings)
     assert all(torch.equal(value, before[name])
                for name, value in attacked.classifier.model.state_dict().items())
     was, now = (evaluate(model, task, PatchTrigger(), 0) for model in (attacked.classifier, found))
-    assert now.asr.value < was.asr.value - 0.2 and now.cacc.value > was.cacc.value - 0.1
+    assert now.asr.value < was.asr.value - 0.5 and now.cacc.value > was.cacc.value - 0.1
     # The bound holds on the rows that the defender has.
     lost = [sum(a == b for a, b in zip(model.predict(view.reserved.texts), view.reserved.labels))
             for model in (attacked.classifier, found)]
@@ -820,7 +821,8 @@ def test_the_variants_are_what_they_are_called_after():
         **{f"{name}{tail}": TuningSettings(**change, **length) for name, change in (
             ("tuning", {}), ("pruning", pruned), ("nad", watched))
            for tail, length in (("", {}), ("-long", {"epochs": 1920}))},
-        "sam": TuningSettings(rho=2.0)}
+        "sam": TuningSettings(rho=2.0), "tuning-text": TuningSettings(epochs=4, lr_share=1.0),
+        "sam-text": TuningSettings(epochs=4, lr_share=1.0, rho=2.0)}
 
 
 @pytest.mark.parametrize("name, clean", [("ntml", 12), ("ntml-25", 25), ("tuning", 12),
