@@ -246,7 +246,7 @@ class MinimaxSettings:
         >= 1; ours. climb_lr: their rate, > 0; Zeng et al. 2022 (code).
     rounds: marks that are unlearned, >= 1; ours. lr: of Adam, > 0; ours.
         share: of the pictures that are marked, above 0 to 1; ours.
-    terms: of the implicit slope, K, >= 0; 0 leaves it out; Wu et al. 2022.
+    terms: of the implicit slope, m, >= 0; 0 leaves it out; Wu et al. 2022.
         term_lr: rate of the step behind it, > 0; Zeng et al. 2022 (code).
     max_drop: share of the clean rows that may be lost, from 0, below 1;
         ours. seed: of which pictures are marked.
@@ -306,7 +306,7 @@ def hypergradient(loss: Callable, step: Callable, mark: Tensor,
     """Return the slope in the weights, with a mark that moves as they do.
 
     Args: loss: of a mark, to be made small; step: from a mark to a worse
-        one; terms: K, with 0 the mark stands still.
+        one; terms: m, with 0 the mark stands still.
     Source: Zeng et al. 2022.
     """
     mark = mark.detach().requires_grad_()
