@@ -102,16 +102,18 @@ def collect(studies: Sequence[str] = STUDIES,
     return frame
 
 # %% ../chapters/13_comparison.ipynb #c13-023
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], least: float = -1.0) -> str:
     """Show differences of shares in points: mean and t interval.
 
-    Args: values: one a seed; one alone has no interval.
+    Args: values: one a seed; one alone has no interval; least: the lowest
+        value there can be; the highest is 1.
     Source: Student 1908.
     """
     if len(values) == 1:
         return f"{100 * fmean(values):.1f}"
-    mean, low, high = (100 * v for v in mean_interval(list(values)))
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    mean, low, high = mean_interval(list(values))
+    return (f"{100 * mean:.1f} [{100 * max(low, least):.1f}, "
+            f"{100 * min(high, 1):.1f}]")
 
 # %% ../chapters/13_comparison.ipynb #c13-024
 def leaderboard(frame: pd.DataFrame) -> SortableTable:
@@ -129,7 +131,8 @@ def leaderboard(frame: pd.DataFrame) -> SortableTable:
             keys.append(found.value if found else 9.0)
         for name in ("excess", "gap", "der"):
             there = not rows[name].isna().any()
-            texts.append(spread(rows[name]) if there else "")
+            texts.append(spread(rows[name], 0.0 if name == "der" else -1.0)
+                         if there else "")
             keys.append(rows[name].mean() if there else -9.0)
         shown.append(texts)
         order.append(keys)
