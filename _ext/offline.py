@@ -22,8 +22,7 @@ def setup(app) -> dict:
 
 
 def _sortable(app, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Give a page with such a table what sorts it, and no other page."""
+    """Give a page with such a table the library that sorts it; `tables.js` is on every page."""
     if "bd-sortable" in context.get("body", ""):
         app.add_css_file(TABLES_STYLE)
         app.add_js_file(TABLES)
-        app.add_js_file("tables.js")

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'SETS', 'NEEDS', 'ABSENT', 'STUDIES', 'USUAL', 'KINDS', 'RARE', 'case_of', 'row_of', 'collect', 'spread',
-           'leaderboard', 'compared', 'resampled', 'standings', 'ahead', 'advice']
+           'shown_and_sorted', 'leaderboard', 'compared', 'resampled', 'standings', 'ahead', 'advice']
 
 # %% ../chapters/13_comparison.ipynb #c13-007
 from collections.abc import Sequence
@@ -79,8 +79,9 @@ def row_of(run: dict) -> dict | None:
            "seconds": sum(run["seconds"].values()), "run": run}
     if case[1] != "clean":
         row |= {"excess": of["asr"] - of["floor"],
-                "gap": of["clean_pacc"] - of["pacc"], "der": der(
-                    of["cacc_before"], of["cacc"], of["asr_before"], of["asr"])}
+                "gap": of["clean_pacc"] - of["pacc"],
+                "der": der(of["cacc_before"], of["cacc"],
+                           of["asr_before"], of["asr"])}
     return row
 
 # %% ../chapters/13_comparison.ipynb #c13-018
@@ -116,35 +117,45 @@ def spread(values: Sequence[float], least: float = -1.0) -> str:
             f"{100 * min(high, 1):.1f}]")
 
 # %% ../chapters/13_comparison.ipynb #c13-024
+def shown_and_sorted(rows: pd.DataFrame) -> tuple[list, list]:
+    """Return the figures of a cell as texts, and what they are sorted by.
+
+    Args: rows: of `collect`, one cell. What is not there comes last,
+        whichever side is the good one.
+    Source: ours.
+    """
+    texts, keys, runs = [], [], list(rows["run"])
+    for name in ("cacc", "asr", "floor"):
+        found = results.interval(runs, name)
+        texts.append(results.over_seeds(runs, name))
+        keys.append(found.value if found else 9.0)
+    for name, last in (("excess", 9.0), ("gap", 9.0), ("der", -9.0)):
+        there = not rows[name].isna().any()
+        least = 0.0 if name == "der" else -1.0
+        texts.append(spread(rows[name], least) if there else "")
+        keys.append(rows[name].mean() if there else last)
+    return texts, keys
+
+# %% ../chapters/13_comparison.ipynb #c13-025
 def leaderboard(frame: pd.DataFrame) -> SortableTable:
     """Return all cells, best DER first.
 
     Args: frame: from `collect`.
     Source: ours.
     """
-    shown, order = [], []
-    for cell, rows in frame.groupby(["kind", "defense", "attack"]):
-        texts, keys = list(cell), list(cell)
-        for name in ("cacc", "asr", "floor"):
-            found = results.interval(list(rows["run"]), name)
-            texts.append(results.over_seeds(list(rows["run"]), name))
-            keys.append(found.value if found else 9.0)
-        for name in ("excess", "gap", "der"):
-            there = not rows[name].isna().any()
-            texts.append(spread(rows[name], 0.0 if name == "der" else -1.0)
-                         if there else "")
-            keys.append(rows[name].mean() if there else -9.0)
-        shown.append(texts)
-        order.append(keys)
+    cells = [(list(cell), *shown_and_sorted(rows)) for cell, rows
+             in frame.groupby(["kind", "defense", "attack"])]
+    cells.sort(key=lambda cell: -cell[2][-1])
     names = ["kind", "defense", "attack", "CACC", "ASR", "floor", "excess",
              "gap", "DER"]
-    first = sorted(range(len(order)), key=lambda i: -order[i][-1])
-    return SortableTable(*(pd.DataFrame([part[i] for i in first],
-                                        columns=names)
-                           for part in (shown, order)), "Every cell of the "
-                         "grid, in per cent, with 95 % intervals.")
+    shown = pd.DataFrame([cell + texts for cell, texts, _ in cells],
+                         columns=names)
+    order = pd.DataFrame([cell + keys for cell, _, keys in cells],
+                         columns=names)
+    return SortableTable(shown, order, "Every cell of the grid, in per "
+                         "cent, with 95 % intervals.")
 
-# %% ../chapters/13_comparison.ipynb #c13-031
+# %% ../chapters/13_comparison.ipynb #c13-032
 def compared(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
     """Return the runs that a ranking is made of.
 
@@ -158,11 +169,11 @@ def compared(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
     counts = usual["seed"].value_counts()
     whole = counts.index[counts == cells]
     if not len(whole):
-        raise ValueError(f"no seed of {kind} has every run: {counts.to_dict()} "
-                         f"of {cells}")
+        raise ValueError(f"no seed of {kind} has every run: "
+                         f"{counts.to_dict()} of {cells}")
     return usual[usual["seed"].isin(whole)]
 
-# %% ../chapters/13_comparison.ipynb #c13-032
+# %% ../chapters/13_comparison.ipynb #c13-033
 def resampled(frame: pd.DataFrame, kind: str, times: int = 4000,
               seed: int = 0) -> pd.DataFrame:
     """Return the mean DER of each defense in many resampled grids.
@@ -182,7 +193,7 @@ def resampled(frame: pd.DataFrame, kind: str, times: int = 4000,
     s = rng.integers(seeds, size=(times, attacks, seeds))
     return pd.DataFrame(values[:, a, s].mean((2, 3)).T, columns=table.index)
 
-# %% ../chapters/13_comparison.ipynb #c13-033
+# %% ../chapters/13_comparison.ipynb #c13-034
 def standings(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
     """Return mean DER, rank with its interval, and what a defense costs.
 
@@ -207,7 +218,7 @@ def standings(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
     }, index=mean.index)
     return table.round({"worst ASR": 1, "lost": 1, "lost, clean": 1})
 
-# %% ../chapters/13_comparison.ipynb #c13-037
+# %% ../chapters/13_comparison.ipynb #c13-038
 def ahead(drawn: pd.DataFrame) -> pd.Series:
     """Return how often each defense beats the next one, by mean DER.
 
@@ -219,7 +230,7 @@ def ahead(drawn: pd.DataFrame) -> pd.Series:
     return pd.Series({f"{a} over {b}": (drawn[a] > drawn[b]).mean()
                       for a, b in zip(order, order[1:])}, name="ahead")
 
-# %% ../chapters/13_comparison.ipynb #c13-070
+# %% ../chapters/13_comparison.ipynb #c13-071
 def advice(frame: pd.DataFrame, kind: str, have: Sequence[str]
            ) -> pd.DataFrame:
     """Return the defenses that can be used with what one has, best first.

@@ -230,24 +230,8 @@ def perform(study: str, run: Run, benchmark: Path | None = None) -> dict:
     Returns: the record, not yet saved.
     Source: ours.
     """
-    small = scale() == "small"
-    sizes = SIZES.get(run.task) if small else None
-    changes = {"epochs": EPOCHS[run.task]} if run.task in EPOCHS and small else {}
-    if run.encoder == "causal":
-        sizes, changes = CAUSAL_SIZES, CAUSAL_TRAINING
-    file = benchmark / f"{run.task}.parquet" if benchmark else None
-    # Pictures come as two files, so that their folder is named.
-    task = (load_task(run.task, sizes=sizes, folder=benchmark) if run.task in PICTURES
-            else load_task(str(file or run.task), sizes=sizes))
-    settings = settings_for(task, seed=run.seed, **changes)
-    clean = victim(task, None, settings=settings, encoder=run.encoder)
-    target = PICTURE_TARGET if task.train.are_pictures else 1
-    attacked, trigger = clean, None
-    if run.attack:
-        attacked = victim(task, _attack(run, benchmark), settings=settings, encoder=run.encoder,
-                          poison_rate=run.poison_rate, label_mode=run.label_mode, seed=run.seed,
-                          target_label=target)
-        trigger = attacked.truth.trigger
+    clean, attacked, settings, target = _trained(run, benchmark)
+    task, trigger = clean.task, attacked.truth.trigger if attacked.truth else None
 
     def measure(model: Classifier, with_floor: bool = True) -> dict:
         if trigger is None:
@@ -335,6 +319,28 @@ def with_lessons(measure: Callable[..., dict], attacked: Victim, target: int,
                 **{name.replace("asr", "floor"): rate for name, rate in beside.items()}}
 
     return further
+
+
+def _trained(run: Run, benchmark: Path | None) -> tuple:
+    """Return the clean model of a run, the attacked one, their settings, the target label."""
+    small = scale() == "small"
+    sizes = SIZES.get(run.task) if small else None
+    changes = {"epochs": EPOCHS[run.task]} if run.task in EPOCHS and small else {}
+    if run.encoder == "causal":
+        sizes, changes = CAUSAL_SIZES, CAUSAL_TRAINING
+    file = benchmark / f"{run.task}.parquet" if benchmark else None
+    # Pictures come as two files, so that their folder is named.
+    task = (load_task(run.task, sizes=sizes, folder=benchmark) if run.task in PICTURES
+            else load_task(str(file or run.task), sizes=sizes))
+    settings = settings_for(task, seed=run.seed, **changes)
+    target = PICTURE_TARGET if task.train.are_pictures else 1
+    clean = victim(task, None, settings=settings, encoder=run.encoder)
+    if not run.attack:
+        return clean, clean, settings, target
+    attacked = victim(task, _attack(run, benchmark), settings=settings, encoder=run.encoder,
+                      poison_rate=run.poison_rate, label_mode=run.label_mode, seed=run.seed,
+                      target_label=target)
+    return clean, attacked, settings, target
 
 
 def _attack(run: Run, benchmark: Path | None) -> str | Trigger:
