@@ -11,11 +11,14 @@ A code cell that starts with `#| export` is copied into the module that the note
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = ROOT / "chapters"
@@ -30,6 +33,34 @@ def notebooks() -> list[Path]:
     Source: ours.
     """
     return sorted(p for p in CHAPTERS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+class Exercise(NamedTuple):
+    """An exercise of a chapter; `code` tells whether code is to be written."""
+
+    chapter: str
+    label: str
+    difficulty: str
+    minutes: int
+    code: bool
+
+
+def exercises(path: Path) -> Iterator[Exercise]:
+    """Yield the exercises of a chapter, in their order.
+
+    Args: path: of the notebook.
+    Raises: ValueError for an exercise that does not say how hard and how long it is.
+    Source: ours.
+    """
+    cells = json.loads(path.read_text(encoding="utf8"))["cells"]
+    text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    for part in re.split(r":::\{exercise(?:-start)?\}", text)[1:]:
+        label = re.search(r":label: (\S+)", part).group(1)
+        about = re.search(r"\*(\w+), (\d+) minutes(, code)?\.\*", part.split(":::{")[0])
+        if not about:
+            raise ValueError(f"exercise {label} of {path.name} must start like "
+                             "*Easy, 10 minutes, code.*")
+        yield Exercise(path.stem, label, about[1].lower(), int(about[2]), bool(about[3]))
 
 
 def export(package: Path = ROOT / "bdutils") -> None:

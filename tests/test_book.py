@@ -83,13 +83,12 @@ def test_the_parts_of_a_chapter(name):
                  "## Further reading"):
         assert part in text, part
     assert re.search(r"^## (Where .*break|When .*(not|fail))", text, re.MULTILINE)
-    exercises = re.findall(r":::\{exercise(?:-start)?\}.*?:label: (\S+)", text, re.DOTALL)
+    exercises = list(book.exercises(ROOT / "chapters" / name))
     assert 4 <= len(exercises) <= 6
-    for label in exercises:
-        assert re.search(rf":::\{{solution(-start)?\}} {label}\b", text), label
+    assert {e.difficulty for e in exercises} == {"easy", "medium", "hard"}
+    for exercise in exercises:
+        assert re.search(rf":::\{{solution(-start)?\}} {exercise.label}\b", text), exercise
     assert len(re.findall(r"solution-start\}", text)) >= 2
-    assert len(re.findall(r"\*(?:easy|medium|hard), \d+ minutes(?:, code)?\.\*", text,
-                          re.IGNORECASE)) == len(exercises)
     assert "```{" not in text  # such fences are gray boxes on Colab
     words = [w for w in text.split() if re.search("[A-Za-z]", w)]  # not the bars of a table
     assert 1500 <= len(words) <= 5000
@@ -228,3 +227,13 @@ def test_nothing_unsafe_and_no_machine_path_is_tracked():
         text = path.read_text()
         assert "torch.load" not in text and "trust_remote_code" not in text, path
         assert not re.search(r"/(home|root|tmp|Users)/\w", text), path
+
+
+def test_an_exercise_must_say_how_long_it_takes(tmp_path):
+    path = tmp_path / "x.ipynb"
+    text = ":::{exercise}\n:label: ex-a\n\n*Hard, 20 minutes, code.* Do.\n:::\n\n:::{solution} ex-a\n"
+    path.write_text(json.dumps({"cells": [{"cell_type": "markdown", "source": [text]}]}))
+    assert list(book.exercises(path)) == [book.Exercise("x", "ex-a", "hard", 20, True)]
+    path.write_text(path.read_text().replace("20 minutes", "long"))
+    with pytest.raises(ValueError, match="exercise ex-a of x.ipynb must start like"):
+        list(book.exercises(path))
