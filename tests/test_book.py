@@ -168,10 +168,31 @@ def test_an_edited_module_is_noticed(tmp_path, monkeypatch):
 
 def test_contents_and_folder_agree():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    listed = {toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])}
+    listed = {toc["root"], *(c["file"] for part in toc["parts"] for entry in part["chapters"]
+                             for c in (entry, *entry.get("sections", ())))}
     there = {str(p.relative_to(ROOT).with_suffix("")) for p in (ROOT / "chapters").rglob("*.*")
              if p.suffix in (".ipynb", ".md") and ".ipynb_checkpoints" not in p.parts}
     assert listed == there
+
+
+def test_every_module_is_in_the_reference_once():
+    pages = "".join(path.read_text() for path in (ROOT / "chapters/api").glob("*.md"))
+    named = re.findall(r"automodule:: (\S+)", pages)
+    assert sorted(named) == sorted(module.__name__ for module in modules())
+
+
+@pytest.mark.parametrize(("plain", "wanted"), [
+    (["Return x.", "", "Args: a: of `b`; c: *d*_.", "    e.", "Source: ours."],
+     ["Return x.", "", "**Args** a: of ``b``; c: \\*d\\*\\_. e.", "", "**Source** ours."]),
+    (["Settings.", "", "Fields, each: ", "    lr: rate, > 0;", "        ours.",
+      "    x, y: places."],
+     ["Settings.", "", "**Fields, each**", "", "* ``lr``: rate, > 0; ours.", "",
+      "* ``x, y``: places."])])
+def test_docstrings_become_markup(plain, wanted, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "_ext"))
+    import docstrings
+
+    assert docstrings.as_rst(plain) == wanted
 
 
 def test_config_has_no_misspelt_key():
@@ -231,7 +252,7 @@ def test_nothing_unsafe_and_no_machine_path_is_tracked():
 
 def test_an_exercise_must_say_how_long_it_takes(tmp_path):
     path = tmp_path / "x.ipynb"
-    text = ":::{exercise}\n:label: ex-a\n\n*Hard, 20 minutes, code.* Do.\n:::\n\n:::{solution} ex-a\n"
+    text = ":::{exercise}\n:label: ex-a\n\n*Hard, 20 minutes, code.* Do.\n:::\n"
     path.write_text(json.dumps({"cells": [{"cell_type": "markdown", "source": [text]}]}))
     assert list(book.exercises(path)) == [book.Exercise("x", "ex-a", "hard", 20, True)]
     path.write_text(path.read_text().replace("20 minutes", "long"))
