@@ -76,7 +76,7 @@ def row_of(run: dict) -> dict | None:
     of = {m: results.value(run, m) for m in run["metrics"]}
     row = {"kind": case[0], "defense": name, "attack": case[1],
            "seed": run["seed"], "lost": of["cacc_before"] - of["cacc"],
-           "seconds": sum(run["seconds"].values()), "run": run}
+           "run": run}
     if case[1] != "clean":
         row |= {"excess": of["asr"] - of["floor"],
                 "gap": of["clean_pacc"] - of["pacc"],

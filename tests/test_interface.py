@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_ntml import thirds as rows_of
 
 from bdutils.attacks.images import PatchTrigger
 from bdutils.attacks.text import PoisonSettings
-from bdutils.data import Pictures, ReservedSet, Task, TestSet, TrainingSet
+from bdutils.data import ReservedSet, Task, TestSet, TrainingSet
 from bdutils.defenses import runs
 from bdutils.defenses.baselines import MinimaxSettings, TuningSettings
 from bdutils.defenses.bedkd import BeDKDSettings
@@ -37,15 +38,6 @@ class Bomb:
         raise AssertionError("a defense used what it must not know")
 
     __len__ = __iter__ = __getitem__ = __bool__ = __eq__ = __hash__ = __repr__ = _explode
-
-
-def rows_of(role, n, seed):
-    rng = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 90, (n, 1, 12, 12), generator=rng, dtype=torch.uint8)
-    labels = tuple(i % 3 for i in range(n))
-    for i, label in enumerate(labels):
-        pixels[i, :, 1:-3, 4 * label:4 * label + 4] += 110
-    return role(Pictures(pixels), labels, ("left", "middle", "right"))
 
 
 @pytest.fixture(scope="module")
