@@ -264,6 +264,38 @@ def test_a_model_that_never_saw_the_mark_learns_it_from_enough_rows(victim):
     assert rates[0] < 0.2 and rates[-1] > rates[0] + 0.3
 
 
+# ------------------------------------------------------------------------ the first page's figure
+
+
+@pytest.fixture
+def landing(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "_ext"))
+    import landing
+
+    return landing
+
+
+def test_the_first_page_has_every_attack_and_every_defense(frame, landing):
+    assert list(landing.ATTACKS) == ["badnets", "addsent", "syntax", "style", "patch", "blended",
+                                     "sine", "warp", "input-aware", "corners"]
+    for kind, attacks in USUAL.items():
+        for attack in attacks:
+            rows = landing.rows_of(frame, kind, attack)
+            left = [float(asr.split()[0]) for _, asr, _ in rows[1:-1]]
+            assert left == sorted(left)
+            assert {name for name, *_ in rows} == {
+                *frame[frame["kind"].eq(kind)]["defense"], *landing.MODEL}
+
+
+def test_a_bar_is_as_long_as_its_rate(landing):
+    defended = [made("bedkd", seed=seed, asr=0.2 + seed / 10) for seed in (0, 1, 2)]
+    rows = landing.rows_of(table_of([*defended, made("dup", asr=0.25)]), "texts", "badnets")
+    assert [name for name, *_ in rows] == [landing.MODEL[0], "DUP", "BeDKD", landing.MODEL[1]]
+    assert [asr.split()[0] for _, asr, _ in rows] == ["100.0", "25.0", "30.0", "10.0"]
+    text = landing.table_of([("a <b>", "30.0 [1.0, 60.0]", "")], "of \"c\"")
+    assert 'width:30.0%' in text and "a &lt;b&gt;" in text and "of &quot;c&quot;" in text
+
+
 # ----------------------------------------------------------------------------- made again
 
 
