@@ -27,12 +27,14 @@ WITH_ADDRESS = ("pyproject.toml", "_config.yml", "README.md", "CITATION.cff", "C
                 "chapters/how_to_use.md")
 
 
-def notebooks() -> list[Path]:
+def notebooks(template: bool = False) -> list[Path]:
     """Return all chapters that are notebooks, in reading order.
 
+    Args: template: give the notebook that new chapters are copied from as well.
     Source: ours.
     """
-    return sorted(p for p in CHAPTERS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    return sorted(p for p in CHAPTERS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
+                  and (template or not p.name.startswith("_")))
 
 
 class Exercise(NamedTuple):
@@ -141,7 +143,7 @@ def set_address(url: str) -> None:
     old, new = (u.removeprefix("https://github.com/") for u in (address(), url))
     # The second form is the address of the published pages.
     pages = [u.replace("/", ".github.io/") for u in (old, new)]
-    for path in [*(ROOT / name for name in WITH_ADDRESS), *notebooks()]:
+    for path in [*(ROOT / name for name in WITH_ADDRESS), *notebooks(template=True)]:
         text = path.read_text(encoding="utf8")
         path.write_text(text.replace(old, new).replace(*pages), encoding="utf8")
 
@@ -157,7 +159,7 @@ def main(arguments: list[str]) -> None:
                                  "`python -m bdutils.book export`")
             print("chapters and package are in step")
         case ["execute", *names]:
-            execute([p for p in notebooks() if not names or any(n in p.name for n in names)])
+            execute([p for p in notebooks(template=True) if not names or any(n in p.name for n in names)])
         case ["address", url]:
             set_address(url)
         case _:

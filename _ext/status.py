@@ -1,0 +1,99 @@
+"""What was run, when, on what and how long, made by the build from the records.
+
+`:::{chapter-runs}` is a table of the chapters, `:::{study-runs}` one of the recorded studies.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
+from bdutils import book, results
+
+CHAPTERS = results.FOLDER.parent / "status"
+
+
+def chapter_rows(paths: Iterable[Path], folder: Path = CHAPTERS) -> list[list[str]]:
+    """Return a row a chapter; one that was never measured says so."""
+    rows = []
+    for path in paths:
+        file = folder / f"{path.stem}.json"
+        link = f"{{doc}}`/chapters/{path.stem}`"
+        if not file.is_file():
+            rows.append([link, "not measured", *[""] * 6])
+            continue
+        run = json.loads(file.read_text(encoding="utf8"))
+        machine = run["machine"]
+        rows.append([link, minutes(run["wall_seconds"]), minutes(run["cpu_seconds"]),
+                     f"{run['peak_memory_mib'] / 1024:.1f}", str(run["trained"]),
+                     str(run["cells"]), f"{machine['cpu']}, {run['threads']} threads",
+                     run["date"]])
+    return rows
+
+
+def study_rows(folder: Path = results.FOLDER) -> list[list[str]]:
+    """Return a row a study."""
+    rows = []
+    for name in sorted({path.parent.name for path in folder.glob("*/*.json")}):
+        if name == "throughput":  # not runs
+            continue
+        runs = results.load(name, folder)
+        dates = sorted(run["date"] for run in runs)
+        seeds = sorted({run["seed"] for run in runs})
+        rows.append([f"`{name}`", str(len(runs)), ", ".join(map(str, seeds)),
+                     ", ".join(sorted({run["scale"] for run in runs})),
+                     " to ".join(dict.fromkeys((dates[0], dates[-1]))),
+                     ", ".join(sorted({run["versions"]["torch"] for run in runs})),
+                     ", ".join(sorted({run["versions"]["transformers"] for run in runs}))])
+    return rows
+
+
+def minutes(seconds: float) -> str:
+    """Show a time as minutes and seconds."""
+    return f"{round(seconds) // 60}:{round(seconds) % 60:02d}"
+
+
+class _Table(SphinxDirective):
+    head: tuple[str, ...]
+
+    def rows(self) -> list[list[str]]:
+        raise NotImplementedError
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table."""
+        lines = [self.head, ["---"] * len(self.head), *self.rows()]
+        return self.parse_text_to_nodes("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
+class ChapterRuns(_Table):
+    """The last run of each chapter."""
+
+    head = ("chapter", "minutes", "processor minutes", "peak memory, GiB", "models trained",
+            "code cells", "machine", "date")
+
+    def rows(self) -> list[list[str]]:
+        """Return the rows, and have the page made again when a record changes."""
+        for path in CHAPTERS.glob("*.json"):
+            self.env.note_dependency(str(path))
+        return chapter_rows(book.notebooks())
+
+
+class StudyRuns(_Table):
+    """The recorded studies."""
+
+    head = ("study", "runs", "seeds", "scale", "dates", "PyTorch", "transformers")
+
+    def rows(self) -> list[list[str]]:
+        """Return the rows, and have the page made again when a record changes."""
+        for path in results.FOLDER.glob("*/*.json"):
+            self.env.note_dependency(str(path))
+        return study_rows()
+
+
+def setup(app) -> dict:
+    """Make the directives known."""
+    app.add_directive("chapter-runs", ChapterRuns)
+    app.add_directive("study-runs", StudyRuns)
+    return {"parallel_read_safe": True}
