@@ -159,7 +159,8 @@ def main(arguments: list[str]) -> None:
                                  "`python -m bdutils.book export`")
             print("chapters and package are in step")
         case ["execute", *names]:
-            execute([p for p in notebooks(template=True) if not names or any(n in p.name for n in names)])
+            execute([p for p in notebooks(template=True)
+                     if not names or any(n in p.name for n in names)])
         case ["address", url]:
             set_address(url)
         case _:

@@ -14,7 +14,8 @@ import bdutils
 from bdutils import book
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = {path.name: json.loads(path.read_text(encoding="utf8")) for path in book.notebooks(template=True)}
+CHAPTERS = {path.name: json.loads(path.read_text(encoding="utf8"))
+            for path in book.notebooks(template=True)}
 TEMPLATE = "_template.ipynb"
 each_chapter = pytest.mark.parametrize("name", CHAPTERS)
 
@@ -195,6 +196,23 @@ def test_docstrings_become_markup(plain, wanted, monkeypatch):
     import docstrings
 
     assert docstrings.as_rst(plain) == wanted
+
+
+def test_first_mentions_of_terms_become_links(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "_ext"))
+    import terms
+    from docutils.core import publish_doctree
+
+    assert {"ASR", "trigger", "target label"} <= set(terms.terms()) and "gap" not in terms.terms()
+    page = publish_doctree("ASR\n===\n\nTriggers; a RAM. Trigger, ``ASR``, trigger, target label: "
+                           "ASR.\n", settings_overrides={"report_level": 5})
+    before = page.astext()
+    assert terms.link_terms(page, ["target label", "trigger", "ASR", "RA"]) == [
+        "trigger", "target label", "ASR"]
+    assert page.astext() == before
+    linked = [node.astext() for node in page.findall(terms.pending_xref)]
+    assert linked == ["Trigger", "target label", "ASR"]
+    assert terms.link_terms(page, ["trigger", "ASR"]) == []  # linked by hand, or before
 
 
 def test_status_tables_say_what_the_records_say(tmp_path, monkeypatch):
