@@ -54,7 +54,8 @@ test: $(STAMP) vendor  ## check everything: code, chapters, stored outputs, page
 	$(call step,ruff,$(LINT))
 	$(call step,chapters and package in step,$(PY) -m bdutils.book check)
 	$(call step,model and data,$(PY) -m bdutils.assets)
-	$(call step,tests,$(PY) -m pytest tests -q)
+	$(call step,tests,$(PY) -m pytest tests -q -n 2 --dist loadfile -m "not alone")
+	$(call step,tests one at a time,$(PY) -m pytest tests -q -m alone)
 	$(call step,stored outputs,OMP_NUM_THREADS=1 $(PY) -m pytest --nbval chapters -n 2 --dist loadscope -q)
 	$(call step,book,$(BUILD))
 

@@ -20,6 +20,7 @@ from bdutils.images import PictureClassifier, PictureSettings, write_weights
 from bdutils.models import Classifier, pick_device
 from bdutils.training import TrainReport, TrainSettings, train
 
+pytestmark = pytest.mark.alone
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHERS = {
     # Its --cpu would start one process alone; --multi_gpu asks for no GPU.

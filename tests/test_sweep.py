@@ -23,6 +23,7 @@ from joblib.externals.loky import reusable_executor
 
 from bdutils import results, sweep
 
+pytestmark = pytest.mark.alone
 ROOT = Path(__file__).resolve().parent.parent
 
 
