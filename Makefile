@@ -3,11 +3,12 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help book test serve notebooks export assets lint vendor clean
+.PHONY: help book test serve notebooks export assets course lint vendor clean
 
 PYTHON ?= python3
 VENV ?= .venv
 PORT ?= 8000
+COURSE ?= _build/course
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.installed
@@ -89,6 +90,9 @@ export: $(STAMP)  ## copy the cells marked '#| export' into bdutils
 
 assets: $(STAMP)  ## fetch the model and the data into the cache
 	$(PY) -m bdutils.assets
+
+course: $(STAMP)  ## build the exercise sheets into COURSE, for nbgrader
+	$(PY) -m bdutils.course '$(COURSE)'
 
 lint: $(STAMP)  ## check the style of the code
 	$(LINT)

@@ -97,6 +97,16 @@ def test_the_parts_of_a_chapter(name):
 
 
 @each_chapter
+def test_every_question_has_a_folded_answer(name):
+    questions, answers = re.search(
+        r"^## Questions\n(.*?)^:::\{admonition\} Answers\n:class: dropdown\n(.*?)^:::",
+        text_of(name), re.MULTILINE | re.DOTALL).groups()
+    numbers = [re.findall(r"^(\d+)\. \S", part, re.MULTILINE) for part in (questions, answers)]
+    assert numbers[0] == numbers[1] == [str(k + 1) for k in range(len(numbers[0]))]
+    assert len(numbers[0]) >= 5
+
+
+@each_chapter
 def test_chapters_check_themselves(name):
     cells = code_cells(name)
     assert sum("assert" in source(c) or "check(" in source(c) for c in cells) >= 5

@@ -1,0 +1,326 @@
+"""Exercise sheets for a class, in the form of nbgrader: `python -m bdutils.course [FOLDER]`.
+
+An exercise's statement and solution stay in its chapter. A file of `chapters/teaching/sheets`
+adds what a sheet needs beside them: set-up, a stub, points, tests that students see and tests
+that they do not see, and a wrong answer that the tests must notice. From both this makes one
+notebook a chapter; nbgrader takes solutions and hidden tests out of it for the students.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import book
+
+if TYPE_CHECKING:
+    from nbgrader.apps import NbGraderAPI
+
+SHEETS = book.CHAPTERS / "teaching" / "sheets"
+GUIDE = book.CHAPTERS / "teaching" / "guide.md"
+CONFIG = """\
+# Made by `make course`, and read by every nbgrader command that is started in this folder.
+c = get_config()
+c.CourseDirectory.course_id = "backdoors"
+# Each solution cell of a sheet begins with a stub of its own; nothing is to be put below it.
+c.ClearSolutions.code_stub = {"python": ""}
+c.Execute.timeout = 300  # seconds a cell: the first one loads PyTorch
+"""
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+HEAD = """\
+# Exercises: {title}
+
+The exercises belong to [chapter {number}]({page}). Each has a cell for your answer; keep the names
+that stand in it, since the tests below it ask for them. All other cells are put back to what they
+are now before your work is graded. Before you hand in, choose *Kernel > Restart Kernel and Run All
+Cells*: an answer that needs a deleted cell fails then, and not when it is graded."""
+MORE = "# More tests stand here when the sheet is graded."
+
+
+class SheetError(ValueError):
+    """A sheet that cannot be built; the message names file, exercise and remedy."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a sheet's file says of one exercise.
+
+    Fields: exercise: its label. points: of visible and hidden tests; one number for an answer
+    in words, which a person grades. cells: ids of the chapter's cells that are needed. setup:
+    code that comes after them. stub: what the student finds. visible, hidden: tests. wrong: an
+    answer that must not get all points; it is in no notebook.
+    """
+
+    exercise: str
+    points: Sequence[float]
+    cells: Sequence[str] = ()
+    setup: str = ""
+    stub: str = ""
+    visible: str = ""
+    hidden: str = ""
+    wrong: str = ""
+
+    @property
+    def tested(self) -> bool:
+        """Tell whether tests grade it, and not a person."""
+        return bool(self.stub)
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """What a chapter says of an exercise: statement, and solution in words and in code."""
+
+    place: int
+    statement: str
+    words: str
+    code: str
+
+
+def read(path: Path) -> tuple[str, list[Task]]:
+    """Return a sheet's common set-up and its tasks.
+
+    Args: path: of the YAML file, named like its chapter.
+    Raises: SheetError if it is not YAML, or a key is unknown or missing.
+    Source: ours.
+    """
+    import yaml
+
+    try:
+        sheet = yaml.safe_load(path.read_text(encoding="utf8"))
+    except yaml.YAMLError as error:
+        raise SheetError(f"{path.name} is not YAML: {error}") from None
+    if not isinstance(sheet, dict) or not sheet.get("tasks") or set(sheet) - {"setup", "tasks"}:
+        raise SheetError(f"{path.name} must have `tasks`, a list, and may have `setup`, code; "
+                         "nothing else")
+    return sheet.get("setup", ""), [_task(path.name, entry) for entry in sheet["tasks"]]
+
+
+def _task(name: str, entry: dict) -> Task:
+    """Refuse an entry that does not say what it must."""
+    if not isinstance(entry, dict):
+        raise SheetError(f"{name}: each task has keys, at least `exercise` and `points`; "
+                         f"{entry!r} has none")
+    where = f"{name}, {entry.get('exercise', 'a task without `exercise`')}"
+    if unknown := set(entry) - set(Task.__dataclass_fields__):
+        raise SheetError(f"{where}: unknown {sorted(unknown)}; known are "
+                         f"{sorted(Task.__dataclass_fields__)}")
+    tests = {"stub", "visible", "hidden", "wrong"}
+    given = tests & {key for key, value in entry.items() if str(value).strip()}
+    missing = {"exercise", "points"} - set(entry) | (tests - given if given else set())
+    if missing:
+        raise SheetError(f"{where}: missing {sorted(missing)}; a task with code has all of "
+                         f"{sorted(tests)}, one in words has none of them")
+    points = entry["points"] if isinstance(entry["points"], list) else [entry["points"]]
+    if len(points) != (2 if given else 1) or not all(
+            isinstance(p, int | float) and p > 0 for p in points):
+        raise SheetError(f"{where}: `points` must be [for visible, for hidden tests] with code, "
+                         f"one number without, all above 0; not {entry['points']!r}")
+    return Task(**{**entry, "points": points})
+
+
+BLOCK = re.compile(
+    r"^:::\{(exercise|solution)(-start)?\} ?(\S*)\n((?::\w+:[^\n]*\n)*)(?(2):::\n)(.*?)^:::",
+    re.MULTILINE | re.DOTALL)
+MARK = "\0"  # around code, where all cells of a chapter are one text
+
+
+def solved(path: Path) -> dict[str, Exercise]:
+    """Return the exercises of a chapter by their labels.
+
+    Args: path: of the notebook.
+    Source: ours.
+    """
+    cells = json.loads(path.read_text(encoding="utf8"))["cells"]
+    text = "\n\n".join("".join(c["source"]) if c["cell_type"] == "markdown" else
+                       f"{MARK}{''.join(c['source'])}{MARK}" for c in cells) + "\n"
+    found = {}
+    for kind, _, name, options, body in BLOCK.findall(text):
+        label = name or re.search(r":label: (\S+)", options)[1]
+        found.setdefault(label, {})[kind] = body
+    return {label: _exercise(place, of["exercise"], of.get("solution", ""))
+            for place, (label, of) in enumerate(found.items(), 1)}
+
+
+def _exercise(place: int, statement: str, solution: str) -> Exercise:
+    words, code = (solution.split(MARK)[i::2] for i in (0, 1))
+    return Exercise(place, statement, "\n\n".join(x.strip() for x in words).strip(),
+                    "\n\n\n".join(code))
+
+
+KINDS = {"eq": "equation", "fig": "figure", "ex": "exercise", "alg": "algorithm",
+         "ch": "chapter", "sec": "section"}
+
+
+def plain(text: str) -> str:
+    """Return Markdown without the directives and roles that only the book understands.
+
+    Args: text: of a chapter or page.
+    Raises: SheetError for a role that has no plain form here, or a directive.
+    Source: ours.
+    """
+    text = re.sub(r"\{([a-z:]+)\}`([^`]+)`", lambda m: _role(m[1], m[2]), text)
+    text = re.sub(r"\$\$ \(eq-[\w-]+\)", "$$", text)  # the label of a displayed equation
+    if found := re.search(r"^(:{3,}|`{3,}\{)\S*", text, re.MULTILINE):
+        raise SheetError(f"the directive {found[0]} has no plain form: write it in words")
+    return text.strip()
+
+
+def _role(role: str, content: str) -> str:
+    words, label = re.fullmatch(r"(?:(.*) <)?(.*?)>?", content, re.DOTALL).groups()
+    if role in ("cite:p", "cite:t"):  # keys are author, year, first word of the title
+        names = [f"{author.capitalize()} {year}" for author, year in
+                 re.findall(r"([a-z]+)(\d{4})", label)]
+        return f"({'; '.join(names)})" if role == "cite:p" else "; ".join(names)
+    if role == "term":
+        return words or label
+    if role == "doc":
+        stem = label.rsplit("/", 1)[-1]
+        return f"[{words or stem}]({_page(stem)})"
+    if role in ("eq", "ref", "numref", "prf:ref"):
+        kind = KINDS.get(label.split("-")[0], "part")
+        anchor = f"equation-{label}" if role == "eq" else label
+        return f"[{words or f'{kind} {label}'}]({_page(_home(label))}#{anchor})"
+    raise SheetError(f"the role {{{role}}}`{content}` has no plain form: write it in words")
+
+
+def _page(stem: str) -> str:
+    owner, repository = book.address().split("/")[-2:]
+    return f"https://{owner}.github.io/{repository}/chapters/{stem}.html"
+
+
+def _home(label: str) -> str:
+    """Find the chapter in which something is defined."""
+    made = re.compile(rf'\({label}\)|:(label|name): {label}\b|"name": "{label}"')
+    for path in book.notebooks():
+        if made.search(path.read_text(encoding="utf8")):
+            return path.stem
+    raise SheetError(f"no chapter defines {label}")
+
+
+def sheet(path: Path) -> dict:
+    """Return the notebook of a sheet, with solutions and hidden tests.
+
+    Args: path: of the YAML file.
+    Returns: a notebook in nbformat's form; its cells have nbgrader's metadata.
+    Raises: SheetError if file and chapter do not fit together.
+    Source: ours.
+    """
+    chapter = book.CHAPTERS / f"{path.stem}.ipynb"
+    if not chapter.is_file():
+        raise SheetError(f"{path.name}: there is no chapter {chapter.name}; a sheet is named "
+                         "like its chapter")
+    setup, tasks = read(path)
+    stored = json.loads(chapter.read_text(encoding="utf8"))["cells"]
+    code = {c["id"]: "".join(c["source"]) for c in stored if c["cell_type"] == "code"}
+    title = re.search(r"^# (.+)", "\n".join("".join(c["source"]) for c in stored), re.M)[1]
+    number = int(path.stem[:2])
+    head = HEAD.format(title=title, number=number, page=_page(path.stem))
+    cells = [_cell("head", head, "markdown"), _cell("setup", next(iter(code.values())))]
+    if setup:
+        cells.append(_cell("setup-sheet", setup))
+    exercises = solved(chapter)
+    for task in tasks:
+        where = f"{path.name}, {task.exercise}"
+        if task.exercise not in exercises:
+            raise SheetError(f"{where}: no such exercise in {chapter.name}, which has "
+                             f"{sorted(exercises)}")
+        if unknown := set(task.cells) - set(code):
+            raise SheetError(f"{where}: no code cell {sorted(unknown)} in {chapter.name}")
+        needed = [re.sub(r"^#\| \w.*\n", "", code[i], flags=re.M) for i in task.cells]
+        exercise = exercises[task.exercise]
+        heading = f"## Exercise {number}.{exercise.place}\n\n{plain(exercise.statement)}"
+        cells += [_cell(f"{task.exercise}-text", heading, "markdown"),
+                  *_cells(where, task, exercise, [*needed, task.setup])]
+    return {"cells": cells, "metadata": {"kernelspec": KERNEL,
+                                         "language_info": {"name": "python"}},
+            "nbformat": 4, "nbformat_minor": 5}
+
+
+def _cells(where: str, task: Task, exercise: Exercise, setup: Sequence[str]) -> list[dict]:
+    """Return the cells of one task, below its statement."""
+    name = task.exercise
+    if task.tested and not exercise.code:
+        raise SheetError(f"{where}: its solution has no code, so tests cannot grade it; leave "
+                         "`stub` and tests out")
+    if not task.tested and (exercise.code or not exercise.words):
+        raise SheetError(f"{where}: its solution has code, so it needs `stub` and tests"
+                         if exercise.code else f"{where}: it has no solution")
+    start = [_cell(f"{name}-setup-{i}", part) for i, part in enumerate(setup) if part.strip()]
+    if not task.tested:
+        answer = f"### BEGIN SOLUTION\n{plain(exercise.words)}\n### END SOLUTION"
+        return [*start, _cell(name, answer, "markdown", solution=True, points=task.points[0])]
+    answer = f"{task.stub.rstrip()}\n### BEGIN SOLUTION\n{exercise.code}\n### END SOLUTION"
+    # What the visible tests refuse gets no hidden points either: a loop over nothing passes.
+    hidden = (f"{MORE}\n### BEGIN HIDDEN TESTS\n{task.visible.rstrip()}\n\n"
+              f"{task.hidden.rstrip()}\n### END HIDDEN TESTS")
+    return [*start, _cell(name, answer, solution=True),
+            _cell(f"{name}-visible", task.visible, points=task.points[0]),
+            _cell(f"{name}-hidden", hidden, points=task.points[1])]
+
+
+def _cell(name: str, source: str, kind: str = "code", solution: bool = False,
+          points: float | None = None) -> dict:
+    """Return a cell of the form that nbgrader reads; only solutions may be edited."""
+    about = {"schema_version": 3, "grade_id": name, "solution": solution, "task": False,
+             "locked": not solution, "grade": points is not None}
+    if points is not None:
+        about["points"] = points
+    cell = {"cell_type": kind, "id": name, "metadata": {"nbgrader": about},
+            "source": source.rstrip()}
+    return cell | ({"execution_count": None, "outputs": []} if kind == "code" else {})
+
+
+def grader(folder: Path) -> NbGraderAPI:
+    """Return nbgrader's interface to a course folder.
+
+    Args: folder: made by `build`.
+    Source: nbgrader.
+    """
+    from nbgrader.apps import NbGraderAPI
+    from traitlets.config.loader import PyFileConfigLoader
+
+    config = PyFileConfigLoader("nbgrader_config.py", path=str(folder)).load_config()
+    config.CourseDirectory.root = str(folder)
+    return NbGraderAPI(config=config)
+
+
+def build(folder: Path, sheets: Path = SHEETS) -> list[str]:
+    """Write all sheets into a course folder: `source` for teachers, `release` for students.
+
+    Args: folder: made if need be; submissions and grades in it stay; sheets: the YAML files.
+    Returns: the names of the assignments.
+    Raises: SheetError for a sheet that cannot be built, or that nbgrader refuses.
+    Source: nbgrader's `generate_assignment`.
+    """
+    made = {path.stem: sheet(path) for path in sorted(sheets.glob("*.yml"))}
+    folder = folder.resolve()
+    for name, notebook in made.items():
+        target = folder / "source" / name / f"{name}.ipynb"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", "utf8")
+    (folder / "nbgrader_config.py").write_text(CONFIG, encoding="utf8")
+    about = re.search(r"^## Exercise sheets\n.*?(?=^## )", GUIDE.read_text(encoding="utf8"),
+                      re.MULTILINE | re.DOTALL)[0]
+    (folder / "README.md").write_text(plain(about)[1:] + "\n", encoding="utf8")
+    run = grader(folder)
+    for name in made:
+        result = run.generate_assignment(name)
+        if not result["success"]:
+            raise SheetError(f"nbgrader refuses {name}: {result.get('error') or result['log']}")
+    return list(made)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Build the course into the folder that is named, or into `_build/course`."""
+    folder = Path(arguments[0]) if arguments else book.ROOT / "_build" / "course"
+    names = build(folder)
+    print(f"{len(names)} sheets are in {folder}: hand out `release`, and read README.md there")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,218 @@
+"""The exercise sheets: built by nbgrader, and graded by nbgrader."""
+
+import json
+import re
+
+import pytest
+
+from bdutils import course
+
+TASKS = {path.stem: course.read(path)[1] for path in sorted(course.SHEETS.glob("*.yml"))}
+TESTED = {name: [t for t in tasks if t.tested] for name, tasks in TASKS.items()}
+# Grading takes some seconds a sheet. These three need the lightest imports.
+SOME = ("02_measuring", "04_inside_the_model", "08_dup")
+
+pytestmark = pytest.mark.filterwarnings("ignore:Object of type")  # nbgrader's own queries
+
+
+def notebook(folder, kind, name):
+    return json.loads((folder / kind / name / f"{name}.ipynb").read_text(encoding="utf8"))
+
+
+def cells_of(stored):
+    """Return the sources of a sheet by nbgrader's names."""
+    return {c["metadata"]["nbgrader"]["grade_id"]: "".join(c["source"]) for c in stored["cells"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("course")
+    assert course.build(made) == list(TASKS)
+    return made
+
+
+def graded(folder, student, answers, names):
+    """Hand in answers, by nbgrader's names of the cells, and let nbgrader grade them.
+
+    Returns: points and the highest points of each test; answers in words have None.
+    """
+    from nbgrader.api import Gradebook
+
+    run, found = course.grader(folder), {}
+    for name in names:
+        stored = notebook(folder, "release", name)
+        for cell in stored["cells"]:
+            about = cell["metadata"]["nbgrader"]
+            if about["solution"]:
+                cell["source"] = answers.get(about["grade_id"], cell["source"])
+        target = folder / "submitted" / student / name / f"{name}.ipynb"
+        target.parent.mkdir(parents=True)
+        target.write_text(json.dumps(stored), encoding="utf8")
+        result = run.autograde(name, student)
+        assert result["success"], result
+        with Gradebook(f"sqlite:///{folder}/gradebook.db", "backdoors") as grades:
+            found |= {g.name: (None if g.needs_manual_grade else g.auto_score, g.max_score)
+                      for g in grades.find_submission_notebook(name, name, student).grades}
+    return found
+
+
+def test_the_course_covers_enough():
+    assert len(TESTED) >= 8 and sum(map(len, TESTED.values())) >= 10
+
+
+def test_students_get_no_solution_and_no_hidden_test(folder):
+    for name, tasks in TASKS.items():
+        source, release = (cells_of(notebook(folder, kind, name))
+                           for kind in ("source", "release"))
+        seen = "\n".join(release.values())
+        assert set(source) == set(release) and "BEGIN" not in seen and "{eq}" not in seen
+        for task in tasks:
+            answer = release[task.exercise]
+            if task.tested:
+                assert answer.strip() == task.stub.strip()
+                assert release[f"{task.exercise}-hidden"] == course.MORE
+                assert task.hidden.strip() in source[f"{task.exercise}-hidden"]
+                assert task.visible.strip() == release[f"{task.exercise}-visible"]
+                messages = re.findall(r'"[^"]{12,}"', task.hidden)
+                assert messages and not any(text in seen for text in messages)
+            else:
+                assert answer == "YOUR ANSWER HERE"
+            assert source[task.exercise] != answer
+        assert not re.search(r"^:::|\{\w+\}`", seen, re.MULTILINE)
+
+
+def test_reference_solutions_get_all_points(folder):
+    answers = {label: text for name in TASKS
+               for label, text in cells_of(notebook(folder, "source", name)).items()}
+    wanted = {}
+    for task in (task for tasks in TASKS.values() for task in tasks):
+        if task.tested:
+            wanted |= {f"{task.exercise}-{kind}": (most, most)
+                       for kind, most in zip(("visible", "hidden"), task.points)}
+        else:  # a person grades it
+            wanted[task.exercise] = (None, task.points[0])
+    assert graded(folder, "reference", answers, TASKS) == wanted
+
+
+@pytest.mark.parametrize("student", ["mistaken", "idle"])
+def test_wrong_and_missing_answers_get_less(folder, student):
+    tasks = [task for name in SOME for task in TESTED[name]]
+    answers = {task.exercise: task.wrong for task in tasks} if student == "mistaken" else {}
+    found = graded(folder, student, answers, SOME)
+    assert len(tasks) >= 5
+    for task in tasks:
+        got = [found[f"{task.exercise}-{kind}"][0] for kind in ("visible", "hidden")]
+        assert sum(got) < sum(task.points), task.exercise
+        assert student == "mistaken" or got == [0, 0], task.exercise
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_every_test_can_fail(folder, name):
+    """The tests of all sheets, in this process: a kernel for each would take minutes."""
+    source = cells_of(notebook(folder, "source", name))
+    start = dict.fromkeys(label for label in source if label == "setup-sheet")
+    for task in TESTED[name]:
+        setup = [*start, *(x for x in source if x.startswith(f"{task.exercise}-setup-"))]
+        for answer, most in ((task.wrong, 1), (task.stub, 0)):
+            space = {"__name__": "sheet"}
+            for label in setup:
+                exec(source[label], space)
+            exec(answer, space)
+            passed = 0
+            for kind in ("visible", "hidden"):
+                try:
+                    exec(source[f"{task.exercise}-{kind}"], space)
+                    passed += 1
+                except Exception as error:  # what a student would see
+                    refused = error
+            assert passed <= most, task.exercise
+            if answer is task.wrong:
+                assert isinstance(refused, AssertionError) and len(str(refused)) > 20, \
+                    f"{task.exercise}: {refused!r} helps nobody"
+
+
+GOOD = """
+tasks:
+  - exercise: ex-dup-half
+    cells: [c07-093]
+    stub: limit = None
+    points: [1, 1]
+    visible: assert limit
+    hidden: assert limit < 1
+    wrong: limit = 2
+"""
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("tasks:", "tasks: [", "07_anomalies.yml is not YAML"),
+    ("tasks:", "task:", "must have `tasks`"),
+    ("ex-dup-half", "ex-dup-none", "ex-dup-none: no such exercise in 07_anomalies.ipynb"),
+    ("- exercise: ex-dup-half", "- label: ex-dup-half", "a task without `exercise`: unknown"),
+    ("hidden: assert limit < 1", "", "ex-dup-half: missing \\['hidden'\\]"),
+    ("visible: assert limit", "visible: ''", "ex-dup-half: missing \\['visible'\\]"),
+    ("[1, 1]", "3", "`points` must be"),
+    ("[1, 1]", "[1, 0]", "`points` must be"),
+    ("c07-093", "c99-001", "no code cell \\['c99-001'\\]"),
+    ("ex-dup-half", "ex-dup-scale", "its solution has no code"),
+    (GOOD, "tasks: [{exercise: ex-dup-half, points: 2}]", "so it needs `stub` and tests"),
+    (GOOD, "tasks: [ex-dup-half]", "'ex-dup-half' has none"),
+    (GOOD, "- a list", "must have `tasks`")])
+def test_a_bad_sheet_is_named(tmp_path, old, new, message):
+    path = tmp_path / "07_anomalies.yml"
+    path.write_text(GOOD, encoding="utf8")
+    assert len(course.sheet(path)["cells"]) == 7
+    path.write_text(GOOD.replace(old, new), encoding="utf8")
+    with pytest.raises(course.SheetError, match=message):
+        course.sheet(path)
+
+
+def test_a_sheet_needs_its_chapter(tmp_path):
+    path = tmp_path / "77_nothing.yml"
+    path.write_text(GOOD, encoding="utf8")
+    with pytest.raises(course.SheetError, match="there is no chapter 77_nothing.ipynb"):
+        course.sheet(path)
+
+
+def test_what_nbgrader_refuses_is_named(tmp_path):
+    (tmp_path / "sheets").mkdir()
+    path = tmp_path / "sheets" / "07_anomalies.yml"
+    path.write_text(GOOD.replace("limit = None", "'# BEGIN SOLUTION'"), encoding="utf8")
+    with pytest.raises(course.SheetError, match="nbgrader refuses 07_anomalies"):
+        course.build(tmp_path / "made", tmp_path / "sheets")
+
+
+def test_exercises_are_taken_from_a_chapter(tmp_path):
+    def text(source):
+        return {"cell_type": "markdown", "source": [source]}
+
+    path = tmp_path / "x.ipynb"
+    path.write_text(json.dumps({"cells": [
+        text(":::{exercise-start}\n:label: ex-a\n:::\n*Easy, 5 minutes, code.* Do.\n"
+             ":::{exercise-end}\n:::\n\n:::{solution-start} ex-a\n:class: dropdown\n:::"),
+        {"cell_type": "code", "source": ["a = 1"]}, {"cell_type": "code", "source": ["b = 2"]},
+        text("Because.\n\n:::{solution-end}\n:::"),
+        text(":::{exercise}\n:label: ex-b\n\nWhy?\n:::\n\n:::{solution} ex-b\n\nSo.\n:::\n"),
+        text(":::{exercise}\n:label: ex-c\nOpen.\n:::")]}), encoding="utf8")
+    found = course.solved(path)
+    assert found["ex-a"] == course.Exercise(1, "*Easy, 5 minutes, code.* Do.\n", "Because.",
+                                            "a = 1\n\n\nb = 2")
+    assert found["ex-b"] == course.Exercise(2, "\nWhy?\n", "So.", "")
+    assert found["ex-c"] == course.Exercise(3, "Open.\n", "", "")
+
+
+@pytest.mark.parametrize(("text", "wanted"), [
+    ("by {eq}`eq-asr`", r"by \[equation eq-asr\]\(http.*/02_measuring.html#equation-eq-asr\)"),
+    ("{ref}`chapter 6 <ch-bedkd>`", r"\[chapter 6\]\(http.*/06_bedkd.html#ch-bedkd\)"),
+    ("{doc}`../how_to_use`", r"\[how_to_use\]\(http.*/chapters/how_to_use.html\)"),
+    ("{cite:p}`gao2019strip`, {cite:t}`li2021nad`", r"\(Gao 2019\), Li 2021"),
+    ("$$\nx\n$$ (eq-x)", r"\$\$\nx\n\$\$")])
+def test_markup_of_the_book_becomes_plain(text, wanted):
+    assert re.fullmatch(wanted, course.plain(text), re.DOTALL)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("{abbr}`ASR`", "no plain form"), (":::{note}\nx\n:::", "no plain form"),
+    ("{eq}`eq-nowhere`", "no chapter defines eq-nowhere")])
+def test_markup_without_a_plain_form_is_named(text, message):
+    with pytest.raises(course.SheetError, match=message):
+        course.plain(text)
