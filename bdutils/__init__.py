@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+from pathlib import Path
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,21 @@ def use_scale(value: str) -> None:
     if value not in SCALES:
         raise ValueError(f"unknown scale {value!r}: use one of {SCALES}")
     os.environ["BDUTILS_SCALE"] = value
+
+
+def use_cache(folder: str | os.PathLike) -> None:
+    """Keep models and data in this folder, such as one on a drive that outlives the machine.
+
+    Args: folder: made if it is missing; the one around it must be there.
+    Raises: FileNotFoundError if it is not: a drive that is not mounted would be taken for a
+        folder of this machine.
+    Source: ours.
+    """
+    chosen = Path(folder).expanduser().absolute()
+    if not chosen.parent.is_dir():
+        raise FileNotFoundError(f"{chosen.parent} is not there: mount the drive first, or make "
+                                "the folder")
+    os.environ["BDUTILS_CACHE"] = str(chosen)
 
 
 def set_seed(seed: int) -> None:

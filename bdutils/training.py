@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers.utils import ModelOutput
 
 from . import scale as current_scale
+from .checkpoints import Checkpoint
 from .data import Examples
 from .distributed import Team
 from .models import Classifier
@@ -119,7 +121,8 @@ def bucketed_batches(lengths: Sequence[int], size: int, rng: random.Random) -> l
 
 
 def train(classifier: Classifier, examples: Examples, settings: TrainSettings, *,
-          loss: Callable[[ModelOutput, dict], Tensor] = cross_entropy) -> TrainReport:
+          loss: Callable[[ModelOutput, dict], Tensor] = cross_entropy,
+          checkpoint: Path | None = None) -> TrainReport:
     """Fine-tune a classifier in place; several processes divide the rows of each batch.
 
     Alone or together, the same rows make each step and count the same, so that weights agree up
@@ -129,25 +132,26 @@ def train(classifier: Classifier, examples: Examples, settings: TrainSettings, *
 
     Args:
         classifier: all its weights that require a gradient are trained.
-        examples: texts and labels.
-        settings: see `TrainSettings`.
+        examples: texts and labels; settings: see `TrainSettings`.
         loss: maps the model's outputs and the batch (`labels`, and `rows`: which examples these
             are) to a scalar.
+        checkpoint: file that keeps every whole epoch, and from which an interrupted run goes on
+            with the same result; several processes keep nothing.
     Returns: losses, seconds and tokens, of all processes.
     Raises: FloatingPointError if the loss is no longer a number; ImportError if there are
-        several processes and no `accelerate`.
+        several processes and no `accelerate`; ValueError if `checkpoint` is of another run.
     Source: ours; AdamW with linear warm-up and decay as in Devlin et al. 2019.
     """
     model, device = classifier.model, classifier.model.device
-    encoded = classifier.encode(examples.texts)  # once, not in the loop
-    labels = torch.tensor(examples.labels)
+    encoded, labels = classifier.encode(examples.texts), torch.tensor(examples.labels)
     rng = random.Random(settings.seed)
     steps = settings.epochs * -(-len(encoded) // settings.batch_size)
     optimizer, schedule = settings.optimizer(model, steps)
     precision = _mixed_precision(device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
-    losses, tokens, start = [], 0, time.perf_counter()
-    team = Team.now()
+    team, start = Team.now(), time.perf_counter()
+    state = Checkpoint(None if team.accelerator else checkpoint, f"{len(encoded)} {settings}",
+                       model, optimizer, schedule, scaler, rng)
     compute, optimizer = team.prepare(
         model, optimizer, lambda inputs, batch: loss(model(**inputs), batch))
     bar = tqdm(total=steps, desc="training", leave=False,
@@ -155,8 +159,10 @@ def train(classifier: Classifier, examples: Examples, settings: TrainSettings, *
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         # Of dropout, without disturbing the caller's state. The order has a generator of its own.
         torch.manual_seed(settings.seed + 1_000_003 * team.rank)
+        losses, tokens, earlier = state.load() or ([], 0, 0.0)
+        bar.update(steps // settings.epochs * len(losses))
         model.train()
-        for _ in range(settings.epochs):
+        while len(losses) < settings.epochs:
             total = 0.0
             for rows in bucketed_batches([len(ids) for ids in encoded],
                                          settings.batch_size, rng):
@@ -172,10 +178,11 @@ def train(classifier: Classifier, examples: Examples, settings: TrainSettings, *
                 tokens += next(iter(inputs.values())).numel() if weight else 0
                 bar.update()
             losses.append(total / len(encoded))
+            state.save([losses, tokens, earlier + time.perf_counter() - start])
     bar.close()
     model.eval()
-    tokens = team.finish(model, tokens)
-    return TrainReport(tuple(losses), time.perf_counter() - start, tokens)
+    return TrainReport(tuple(losses), earlier + time.perf_counter() - start,
+                       team.finish(model, tokens))
 
 
 def _step(value: Tensor, mean: Tensor, model, optimizer, scaler, max_grad_norm: float) -> None:

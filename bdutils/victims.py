@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from . import scale
-from .assets import entry
+from .assets import cache_dir, entry
 from .attacks.images import PICTURE_TRIGGERS, PictureTrigger, learned
 from .attacks.text import (
     TRIGGERS,
@@ -103,18 +103,21 @@ def victim(task: Task, attack: str | Trigger | None = "badnets", *,
     source = scale() if rows.are_pictures else encoder_source(encoder)
     about = {"recipe": RECIPE, "encoder": source if rows.are_pictures else _identity(source),
              "data": rows.fingerprint(), "settings": asdict(settings)}
-    digest = _digest(about)
+    name = f"{task.name}-{truth.trigger.name if truth else 'clean'}-{_digest(about)}"
+    # At `small` a training takes a few minutes: it starts anew.
+    kept = cache_dir() / f"unfinished/{name}.safetensors" if scale() == "full" else None
 
     def build(folder: Path) -> None:
         fresh = untrained(rows, settings, source)
         if truth is not None and not rows.are_pictures:
             require_visible(truth.trigger, task.train.texts[:200], fresh)
-        report = train(fresh, rows, settings)
+        report = train(fresh, rows, settings, checkpoint=kept)
         fresh.save(folder)
         (folder / "training.json").write_text(json.dumps(asdict(report)), encoding="utf8")
 
-    name = truth.trigger.name if truth else "clean"
-    folder = entry_together(f"models/{task.name}-{name}-{digest}", build, about)
+    folder = entry_together(f"models/{name}", build, about)
+    if kept:
+        kept.unlink(missing_ok=True)
     report = TrainReport(**json.loads((folder / "training.json").read_text(encoding="utf8")))
     kind = PictureClassifier if rows.are_pictures else Classifier
     return Victim(kind.load(folder), task, rows, truth, settings, report)

@@ -140,7 +140,7 @@ def test_a_victim_is_trained_once_and_backdoored(tiny_encoder, toy_task, monkeyp
 
 def test_every_setting_has_its_own_cache_entry(tiny_encoder, toy_task, monkeypatch, cache):
     monkeypatch.setattr(victims, "train",
-                        lambda *a: training.TrainReport((1.0,), 0.0, 0))
+                        lambda *a, **k: training.TrainReport((1.0,), 0.0, 0))
     shuffled = TrainingSet(toy_task.train.texts, toy_task.train.labels[::-1],
                            toy_task.train.label_names)
     for task in (toy_task, toy_task.__class__("toy", shuffled, toy_task.reserved,
