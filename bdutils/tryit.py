@@ -1,0 +1,126 @@
+"""Cells to play with: controls above a result that follows them, where there is a kernel."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from PIL import Image
+from torch import Tensor
+
+from .data import Pictures
+from .images import PictureClassifier
+from .models import Classifier
+from .plots import BLUE
+
+if TYPE_CHECKING:
+    from ipywidgets import VBox
+
+
+class TryIt:
+    """Controls above a result that follows them.
+
+    It shows as widgets where somebody can use them. With BDUTILS_QUIET, as when the outputs of a
+    page are made, it is one line of text: a stored widget does nothing, and the page would ask
+    another host for its script.
+    """
+
+    def __init__(self, show: Callable[..., str], **controls: object) -> None:
+        """Keep the function and what it is given.
+
+        Args: show: maps the controls' values to HTML; controls: for each parameter of `show` a
+            text, a list of choices, or the lowest and highest number (with the step, if any).
+        """
+        self.show, self.controls = show, controls
+
+    def __repr__(self) -> str:
+        """Say what there is to change, and where."""
+        return f"to change: {', '.join(self.controls)} (needs a kernel: on Colab or at home)"
+
+    def widget(self) -> VBox:
+        """Return the controls and the result as one widget of ipywidgets."""
+        from ipywidgets import HTML, VBox, interactive
+
+        result = HTML()
+        parts = {name: interactive.widget_from_abbrev(kind)
+                 for name, kind in self.controls.items()}
+
+        def follow(change: object = None) -> None:
+            try:
+                result.value = self.show(**{name: part.value for name, part in parts.items()})
+            except Exception as error:  # a callback's error would end in a log that nobody reads
+                result.value = html.escape(f"{type(error).__name__}: {error}")
+
+        for name, part in parts.items():
+            part.description = name.replace("_", " ")
+            part.style.description_width, part.layout.width = "initial", "40em"
+            if hasattr(part, "continuous_update"):  # answer when a word is written, not each key
+                part.continuous_update = False
+            part.observe(follow, "value")
+        follow()
+        return VBox([*parts.values(), result])
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        if os.environ.get("BDUTILS_QUIET"):
+            print(self)
+        else:
+            display(self.widget())
+
+
+def answers(models: Mapping[str, Classifier | PictureClassifier],
+            inputs: Sequence[str] | Pictures,
+            names: Sequence[str]) -> list[tuple[str, str, float, float]]:
+    """Return what each model says of one input: model, class, logit, probability.
+
+    Args: models: by name; inputs: one text or picture; names: of the classes.
+    Raises: ValueError for several inputs.
+    Source: ours.
+    """
+    if len(inputs) != 1:
+        raise ValueError(f"one input at a time, not {len(inputs)}")
+    rows = []
+    for model, classifier in models.items():
+        logits = classifier.logits(inputs)[0]
+        rows += [(model, name, logit, p) for name, logit, p in zip(
+            names, logits.tolist(), logits.softmax(0).tolist(), strict=True)]
+    return rows
+
+
+def bars(found: list[tuple[str, str, float, float]], top: int = 3) -> str:
+    """Return answers as a table in HTML, with a bar for each probability.
+
+    Args: found: from `answers`; top: classes that are shown for each model, the likeliest.
+    Source: ours.
+    """
+    cells = []
+    for model in dict.fromkeys(row[0] for row in found):
+        likely = sorted((row for row in found if row[0] == model), key=lambda row: -row[3])
+        for _, name, logit, p in likely[:top]:
+            cells.append(
+                f'<tr><th scope="row">{html.escape(model)}</th><td>{html.escape(name)}</td>'
+                f'<td style="text-align: right">{logit:.2f}</td>'
+                f'<td style="text-align: right">{p:.1%}</td><td style="width: 12em">'
+                f'<div style="background: {BLUE}; height: 1em; width: {p:.1%}"></div></td></tr>')
+    head = "".join(f'<th scope="col">{name}</th>'
+                   for name in ("model", "class", "logit", "probability", ""))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(cells)}</tbody></table>"
+
+
+def picture(pixels: Tensor, alt: str, width: int = 168) -> str:
+    """Return a stored picture as HTML, blown up so that its pixels show.
+
+    Args: pixels: uint8 (1 or 3, H, W); alt: what it shows, for those who cannot see it; width:
+        on the screen.
+    Source: ours.
+    """
+    file, array = io.BytesIO(), pixels.permute(1, 2, 0).squeeze(2).numpy()
+    Image.fromarray(array).save(file, "png")
+    return (f'<img alt="{html.escape(alt, quote=True)}" width="{width}" '
+            'style="image-rendering: pixelated" '
+            f'src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">')
