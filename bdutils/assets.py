@@ -29,6 +29,7 @@ from pathlib import Path
 from filelock import FileLock
 
 MANIFEST = "manifest.json"
+built: list[str] = []  # names of the entries that this process had to make
 
 
 class AssetError(RuntimeError):
@@ -177,6 +178,7 @@ def entry(name: str, build: Callable[[Path], None], about: dict | None = None) -
                 print(f"cache entry {name} is damaged: building it again", file=sys.stderr)
                 shutil.rmtree(folder)
             _build(folder, build, about or {})
+            built.append(name)
     except PermissionError as error:
         raise AssetError(f"the cache folder {cache_dir()} cannot be written: set BDUTILS_CACHE "
                          "to a folder that can") from error

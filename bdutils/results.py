@@ -57,6 +57,17 @@ SCHEMA = {
 _VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)  # made once: a sweep reads many records
 
 
+def processor() -> str:
+    """Name the processor.
+
+    Source: ours.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines()
+             if line.startswith("model name")] if cpuinfo.is_file() else []
+    return (names or [platform.processor() or "CPU"])[0]
+
+
 def hardware() -> str:
     """Name the machine: processor or GPU, and threads.
 
@@ -64,10 +75,7 @@ def hardware() -> str:
     """
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines()
-             if line.startswith("model name")] if cpuinfo.is_file() else []
-    return f"{(names or [platform.processor() or 'CPU'])[0]}, {torch.get_num_threads()} threads"
+    return f"{processor()}, {torch.get_num_threads()} threads"
 
 
 def record(*, metrics: dict[str, Rate | float], seconds: dict[str, float],

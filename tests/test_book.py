@@ -3,10 +3,12 @@
 import ast
 import inspect
 import json
+import os
 import re
 from pathlib import Path
 from statistics import median
 
+import nbformat
 import pytest
 import yaml
 
@@ -304,3 +306,22 @@ def test_an_exercise_must_say_how_long_it_takes(tmp_path):
     path.write_text(path.read_text().replace("20 minutes", "long"))
     with pytest.raises(ValueError, match="exercise ex-a of x.ipynb must start like"):
         list(book.exercises(path))
+
+
+def test_a_run_leaves_a_record_of_what_it_cost(tmp_path, cache):
+    path = tmp_path / "00_tiny.ipynb"
+    cells = [nbformat.v4.new_code_cell(text) for text in (
+        "import bdutils\nfrom bdutils.assets import entry\nbdutils.set_seed(3)",
+        "for name in ('assets/a', 'models/b'):\n"
+        "    entry(name, lambda folder: (folder / 'x').write_text(''))",
+        "page = bytearray(300 << 20)  # 300 MiB\nend = __import__('time').time() + 1\n"
+        "while __import__('time').time() < end: pass")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    book.execute([path], tmp_path / "costs")
+    made = json.loads((tmp_path / "costs/00_tiny.json").read_text())
+    assert (made["chapter"], made["cells"], made["seeds"]) == ("00_tiny", 3, [3])
+    assert made["trained"] == ["models/b"] and made["scale"] == "small"
+    assert made["peak_memory_mib"] > 300 and made["wall_seconds"] > 1
+    assert 0.3 < made["cpu_seconds"] < 10 * made["wall_seconds"]
+    assert made["machine"]["cores"] == os.cpu_count() and made["versions"]["torch"]
+    assert [c.source for c in nbformat.read(path, 4).cells] == [c.source for c in cells]

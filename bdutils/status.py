@@ -1,0 +1,76 @@
+"""What it costs to run a chapter: measured whenever its outputs are made, kept in data/status."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import resource
+import sys
+from pathlib import Path
+
+from . import __version__, scale
+
+FOLDER = Path(__file__).resolve().parent.parent / "data" / "status"
+MEASURE = "from bdutils import status\nprint(status.spent())"  # the last thing that a kernel runs
+
+
+def spent() -> str:
+    """Return what this process has used so far, and what it runs on, as JSON.
+
+    Source: ours.
+    """
+    import datasets
+    import numpy
+    import torch
+    import transformers
+
+    from . import assets, results
+
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF,
+                                                         resource.RUSAGE_CHILDREN))
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    gpu = torch.cuda.is_available()
+    return json.dumps({
+        "cpu_seconds": round(sum((own.ru_utime, own.ru_stime, children.ru_utime,
+                                  children.ru_stime)), 1),
+        "peak_memory_mib": round(own.ru_maxrss * unit / 2**20),
+        "peak_gpu_memory_mib": round(torch.cuda.max_memory_reserved() / 2**20) if gpu else None,
+        "trained": [name for name in assets.built if not name.startswith("assets/")],
+        "threads": torch.get_num_threads(),
+        "machine": {
+            "processor": results.processor(), "cores": os.cpu_count(),
+            "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
+            "gpu": torch.cuda.get_device_name(0) if gpu else None},
+        "versions": {"bdutils": __version__, "python": platform.python_version(),
+                     "torch": torch.__version__, "transformers": transformers.__version__,
+                     "datasets": datasets.__version__, "numpy": numpy.__version__},
+        "scale": scale()})
+
+
+def record(chapter: str, sources: list[str], wall_seconds: float, measured: str) -> dict:
+    """Make the record of one run of a chapter.
+
+    Args: chapter: name of its file; sources: of its code cells; wall_seconds: from the start of
+        the kernel to its last cell; measured: from `spent`, by the kernel.
+    Source: ours.
+    """
+    seeds = {int(seed) for text in sources for seed in re.findall(r"set_seed\((\d+)\)", text)}
+    return {"chapter": chapter, "date": datetime.date.today().isoformat(),
+            "wall_seconds": round(wall_seconds, 1), "cells": len(sources), "seeds": sorted(seeds),
+            **json.loads(measured)}
+
+
+def save(made: dict, folder: Path = FOLDER) -> Path:
+    """Write a record in place of the chapter's last one.
+
+    Args: made: from `record`; folder: that receives it.
+    Returns: the file's path.
+    Source: ours.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{made['chapter']}.json"
+    path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf8")
+    return path
