@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help book test serve notebooks export assets course lint vendor clean
+.PHONY: help book test colab serve notebooks export assets course lint vendor clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.installed
 HTML := _build/html
+COLAB := .colab/.installed
+CHAPTERS ?=
 MATHJAX_SHA256 := 1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09
 TABLES_SHA256 := 91e723ac9ef91e729e38ebe60872f0bbc82f93c3a937f731040c426645b3d471
 
@@ -20,7 +22,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # What is stored in the chapters and what is tested is scale `small`, with nothing from the hub.
-test notebooks: export BDUTILS_SCALE := small
+test notebooks colab: export BDUTILS_SCALE := small
 test: export HF_HUB_OFFLINE := 1
 
 LINT := $(BIN)/ruff check .
@@ -60,6 +62,15 @@ test: $(STAMP) vendor  ## check everything: code, chapters, stored outputs, page
 	$(call step,stored outputs,OMP_NUM_THREADS=1 $(PY) -m pytest --nbval chapters -n 2 --dist loadscope -q)
 	$(call step,book,$(BUILD))
 
+# The packages of Colab in an environment of their own: about 6 GB, since torch comes with CUDA.
+$(COLAB): tests/colab.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q -r $<
+	@touch $@
+
+colab: $(COLAB)  ## run chapters with Colab's versions; CHAPTERS="01 09" takes some of them
+	$(dir $(COLAB))bin/python tests/colab.py $(CHAPTERS)
+
 # $(call fetched,NAME,VERSION,SHA256,FILE,PARTS,LOSS) unpacks PARTS of a pinned npm package, of
 # which FILE is one, unless it is there. Without npm the book is built all the same.
 define fetched
@@ -97,6 +108,6 @@ course: $(STAMP)  ## build the exercise sheets into COURSE, for nbgrader
 lint: $(STAMP)  ## check the style of the code
 	$(LINT)
 
-clean:  ## remove what was built; the cache of models and data and .venv stay
+clean:  ## remove what was built; the cache of models and data, .venv and .colab stay
 	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find bdutils tests chapters -name __pycache__ -type d -prune -exec rm -rf {} +
