@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 
+import bdutils
 from bdutils import assets
 
 
@@ -173,3 +174,12 @@ def test_a_second_source_is_tried(cache, offline_pip, monkeypatch):
     gone = assets.Package("gone", "1.0", "0" * 64, {"x": "data.txt"})
     monkeypatch.setitem(assets.SOURCES, "toy", (gone, good))
     assert (assets.asset("toy") / "data.txt").is_file()
+
+
+def test_another_folder_can_be_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BDUTILS_CACHE", "unset")
+    bdutils.use_cache(tmp_path / "drive")
+    assert assets.entry("things/one", write_number) == tmp_path / "drive/things/one"
+    with pytest.raises(FileNotFoundError, match="MyDrive is not there: mount the drive first"):
+        bdutils.use_cache(tmp_path / "MyDrive" / "bdutils")
+    assert assets.cache_dir() == tmp_path / "drive" and not (tmp_path / "MyDrive").exists()
