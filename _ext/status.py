@@ -11,24 +11,24 @@ from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
 from bdutils import book, results
+from bdutils import status as costs
 
-CHAPTERS = results.FOLDER.parent / "status"
 
-
-def chapter_rows(paths: Iterable[Path], folder: Path = CHAPTERS) -> list[list[str]]:
+def chapter_rows(paths: Iterable[Path], folder: Path = costs.FOLDER) -> list[list[str]]:
     """Return a row a chapter; one that was never measured says so."""
     rows = []
     for path in paths:
         file = folder / f"{path.stem}.json"
         link = f"{{doc}}`/chapters/{path.stem}`"
         if not file.is_file():
-            rows.append([link, "not measured", *[""] * 6])
+            rows.append([link, "not measured", *[""] * 7])
             continue
         run = json.loads(file.read_text(encoding="utf8"))
-        machine = run["machine"]
+        on = run["machine"]["gpu"] or f"{run['machine']['processor']}, {run['threads']} threads"
         rows.append([link, minutes(run["wall_seconds"]), minutes(run["cpu_seconds"]),
-                     f"{run['peak_memory_mib'] / 1024:.1f}", str(run["trained"]),
-                     str(run["cells"]), f"{machine['cpu']}, {run['threads']} threads",
+                     f"{run['peak_memory_mib'] / 1024:.1f}", str(len(run["trained"])),
+                     ", ".join(map(str, run["seeds"])), on,
+                     f"{run['versions']['torch']}, {run['versions']['transformers']}",
                      run["date"]])
     return rows
 
@@ -71,11 +71,11 @@ class ChapterRuns(_Table):
     """The last run of each chapter."""
 
     head = ("chapter", "minutes", "processor minutes", "peak memory, GiB", "models trained",
-            "code cells", "machine", "date")
+            "seed", "machine", "PyTorch, transformers", "date")
 
     def rows(self) -> list[list[str]]:
         """Return the rows, and have the page made again when a record changes."""
-        for path in CHAPTERS.glob("*.json"):
+        for path in costs.FOLDER.glob("*.json"):
             self.env.note_dependency(str(path))
         return chapter_rows(book.notebooks())
 

@@ -124,7 +124,8 @@ def execute(paths: list[Path], costs: Path = status.FOLDER) -> None:
         seconds = time.perf_counter() - start
         measured = notebook.cells.pop().outputs[-1].text
         sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-        status.save(status.record(path.stem, sources, seconds, measured), costs)
+        if not path.name.startswith("_"):  # the template costs nothing
+            status.save(status.record(path.stem, sources, seconds, measured), costs)
         for cell in notebook.cells:  # times of execution would change the file every time
             cell.metadata.pop("execution", None)
         nbformat.write(notebook, path)

@@ -231,12 +231,14 @@ def test_status_tables_say_what_the_records_say(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "_ext"))
     import status
 
-    (tmp_path / "01_a.json").write_text(json.dumps({
-        "wall_seconds": 59.6, "cpu_seconds": 125, "peak_memory_mib": 1536, "trained": 2,
-        "cells": 9, "threads": 2, "date": "2026-01-02", "machine": {"cpu": "a processor"}}))
+    run = {"wall_seconds": 59.6, "cpu_seconds": 125, "peak_memory_mib": 1536,
+           "trained": ["x", "y"], "seeds": [0], "threads": 2, "date": "2026-01-02",
+           "machine": {"processor": "a processor", "gpu": None},
+           "versions": {"torch": "2.0", "transformers": "5.0"}}
+    (tmp_path / "01_a.json").write_text(json.dumps(run))
     first, second = status.chapter_rows([Path("01_a.ipynb"), Path("02_b.ipynb")], tmp_path)
-    assert first == ["{doc}`/chapters/01_a`", "1:00", "2:05", "1.5", "2", "9",
-                     "a processor, 2 threads", "2026-01-02"]
+    assert first == ["{doc}`/chapters/01_a`", "1:00", "2:05", "1.5", "2", "0",
+                     "a processor, 2 threads", "2.0, 5.0", "2026-01-02"]
     assert second[1] == "not measured" and len(second) == len(first)
     studies = {row[0]: row for row in status.study_rows()}
     assert "`throughput`" not in studies
