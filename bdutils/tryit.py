@@ -18,7 +18,7 @@ from .models import Classifier
 from .plots import BLUE
 
 if TYPE_CHECKING:
-    from ipywidgets import VBox
+    from ipywidgets import VBox, Widget
 
 
 class TryIt:
@@ -48,6 +48,7 @@ class TryIt:
         result = HTML()
         parts = {name: interactive.widget_from_abbrev(kind)
                  for name, kind in self.controls.items()}
+        rows = [_row(part, name.replace("_", " ")) for name, part in parts.items()]
 
         def follow(change: object = None) -> None:
             try:
@@ -55,14 +56,10 @@ class TryIt:
             except Exception as error:  # a callback's error would end in a log that nobody reads
                 result.value = html.escape(f"{type(error).__name__}: {error}")
 
-        for name, part in parts.items():
-            part.description = name.replace("_", " ")
-            part.style.description_width, part.layout.width = "initial", "40em"
-            if hasattr(part, "continuous_update"):  # answer when a word is written, not each key
-                part.continuous_update = False
+        for part in parts.values():
             part.observe(follow, "value")
         follow()
-        return VBox([*parts.values(), result])
+        return VBox([*rows, result])
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
@@ -71,6 +68,24 @@ class TryIt:
             print(self)
         else:
             display(self.widget())
+
+
+def _row(part: Widget, label: str) -> Widget:
+    """Label a control; a slider gets a box for its number, which works without a mouse too."""
+    from ipywidgets import BoundedFloatText, BoundedIntText, HBox, IntSlider, link
+
+    if hasattr(part, "continuous_update"):  # answer when a word is written, not at each key
+        part.continuous_update = False
+    named = part
+    if hasattr(part, "readout"):
+        kind = BoundedIntText if isinstance(part, IntSlider) else BoundedFloatText
+        named = kind(part.value, min=part.min, max=part.max, step=part.step)
+        link((named, "value"), (part, "value"))
+        part.readout = False
+    named.description = label
+    named.style.description_width = "initial"
+    named.layout.width = "40em" if named is part else "14em"
+    return part if named is part else HBox([named, part])
 
 
 def answers(models: Mapping[str, Classifier | PictureClassifier],

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from ipywidgets import Dropdown, IntSlider, Text
+from ipywidgets import BoundedIntText, Dropdown, FloatSlider, IntSlider, Text
 from PIL import Image
 
 from bdutils import tryit
@@ -59,17 +59,21 @@ def play():
 
 
 def test_the_result_follows_the_controls():
-    *controls, result = play().widget().children
-    sentence, place, attack = controls
-    assert [type(c) for c in controls] == [Text, IntSlider, Dropdown]
-    assert [c.description for c in controls] == ["sentence", "place", "attack"]
-    assert not sentence.continuous_update and not place.continuous_update
+    sentence, (place, slider), attack, result = [
+        getattr(child, "children", child) for child in play().widget().children]
+    assert [type(c) for c in (sentence, place, slider, attack)] == [
+        Text, BoundedIntText, IntSlider, Dropdown]
+    assert [c.description for c in (sentence, place, attack)] == ["sentence", "place", "attack"]
+    assert not sentence.continuous_update and not slider.continuous_update
     assert result.value == "three patch"
     attack.value = "wave"
+    slider.value = 1
+    assert place.value == 1 and result.value == "two wave"
     place.value = 0
     sentence.value = "four"
     assert result.value == "four wave"
-    place.value = 4
+    place.value = 400
+    assert slider.value == 4
     assert result.value == "IndexError: list index out of range"
 
 
@@ -87,3 +91,11 @@ def test_a_reader_gets_the_widget(monkeypatch):
     monkeypatch.setattr("IPython.display.display", shown.append)
     play()._ipython_display_()
     assert len(shown[0].children) == 4
+
+
+def test_numbers_with_a_fraction_get_a_box_too():
+    row, result = TryIt(lambda share: f"{share}", share=(0.0, 1.5, 0.25)).widget().children
+    box, slider = row.children
+    assert type(slider) is FloatSlider and (box.min, box.max, box.step) == (0, 1.5, 0.25)
+    box.value = 1.25
+    assert result.value == "1.25" and not slider.readout
