@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from . import __version__
 from .metrics import Rate, mean_interval, wilson
+from .status import processor
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "results"
 
@@ -55,17 +56,6 @@ SCHEMA = {
     },
 }
 _VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)  # made once: a sweep reads many records
-
-
-def processor() -> str:
-    """Name the processor.
-
-    Source: ours.
-    """
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines()
-             if line.startswith("model name")] if cpuinfo.is_file() else []
-    return (names or [platform.processor() or "CPU"])[0]
 
 
 def hardware() -> str:

@@ -9,6 +9,7 @@ import platform
 import re
 import resource
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from . import __version__, scale
@@ -17,17 +18,25 @@ FOLDER = Path(__file__).resolve().parent.parent / "data" / "status"
 MEASURE = "from bdutils import status\nprint(status.spent())"  # the last thing that a kernel runs
 
 
+def processor() -> str:
+    """Name the processor.
+
+    Source: ours.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines()
+             if line.startswith("model name")] if cpuinfo.is_file() else []
+    return (names or [platform.processor() or "CPU"])[0]
+
+
 def spent() -> str:
     """Return what this process has used so far, and what it runs on, as JSON.
 
     Source: ours.
     """
-    import datasets
-    import numpy
     import torch
-    import transformers
 
-    from . import assets, results
+    from . import assets
 
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF,
                                                          resource.RUSAGE_CHILDREN))
@@ -41,12 +50,12 @@ def spent() -> str:
         "trained": [name for name in assets.built if not name.startswith("assets/")],
         "threads": torch.get_num_threads(),
         "machine": {
-            "processor": results.processor(), "cores": os.cpu_count(),
+            "processor": processor(), "cores": os.cpu_count(),
             "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
             "gpu": torch.cuda.get_device_name(0) if gpu else None},
         "versions": {"bdutils": __version__, "python": platform.python_version(),
-                     "torch": torch.__version__, "transformers": transformers.__version__,
-                     "datasets": datasets.__version__, "numpy": numpy.__version__},
+                     "torch": torch.__version__,
+                     **{name: version(name) for name in ("transformers", "datasets", "numpy")}},
         "scale": scale()})
 
 
