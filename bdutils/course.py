@@ -29,7 +29,8 @@ c = get_config()
 c.CourseDirectory.course_id = "backdoors"
 # Each solution cell of a sheet begins with a stub of its own; nothing is to be put below it.
 c.ClearSolutions.code_stub = {"python": ""}
-c.Execute.timeout = 300  # seconds a cell: the first one loads PyTorch
+# Seconds: a busy machine is slow to start a kernel, and the first cell loads PyTorch.
+c.Execute.startup_timeout = c.Execute.timeout = 300
 """
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 HEAD = """\
@@ -105,12 +106,13 @@ def _task(name: str, entry: dict) -> Task:
     if not isinstance(entry, dict):
         raise SheetError(f"{name}: each task has keys, at least `exercise` and `points`; "
                          f"{entry!r} has none")
+    entry = {key: value for key, value in entry.items() if value is not None and value != ""}
     where = f"{name}, {entry.get('exercise', 'a task without `exercise`')}"
     if unknown := set(entry) - set(Task.__dataclass_fields__):
         raise SheetError(f"{where}: unknown {sorted(unknown)}; known are "
                          f"{sorted(Task.__dataclass_fields__)}")
     tests = {"stub", "visible", "hidden", "wrong"}
-    given = tests & {key for key, value in entry.items() if str(value).strip()}
+    given = tests & set(entry)
     missing = {"exercise", "points"} - set(entry) | (tests - given if given else set())
     if missing:
         raise SheetError(f"{where}: missing {sorted(missing)}; a task with code has all of "
@@ -244,12 +246,13 @@ def sheet(path: Path) -> dict:
 def _cells(where: str, task: Task, exercise: Exercise, setup: Sequence[str]) -> list[dict]:
     """Return the cells of one task, below its statement."""
     name = task.exercise
+    if not exercise.code and not exercise.words:
+        raise SheetError(f"{where}: it has no solution; write one in the chapter")
     if task.tested and not exercise.code:
         raise SheetError(f"{where}: its solution has no code, so tests cannot grade it; leave "
                          "`stub` and tests out")
-    if not task.tested and (exercise.code or not exercise.words):
-        raise SheetError(f"{where}: its solution has code, so it needs `stub` and tests"
-                         if exercise.code else f"{where}: it has no solution")
+    if exercise.code and not task.tested:
+        raise SheetError(f"{where}: its solution has code, so it needs `stub` and tests")
     start = [_cell(f"{name}-setup-{i}", part) for i, part in enumerate(setup) if part.strip()]
     if not task.tested:
         answer = f"### BEGIN SOLUTION\n{plain(exercise.words)}\n### END SOLUTION"

@@ -150,6 +150,7 @@ tasks:
     ("- exercise: ex-dup-half", "- label: ex-dup-half", "a task without `exercise`: unknown"),
     ("hidden: assert limit < 1", "", "ex-dup-half: missing \\['hidden'\\]"),
     ("visible: assert limit", "visible: ''", "ex-dup-half: missing \\['visible'\\]"),
+    ("wrong: limit = 2", "wrong:", "ex-dup-half: missing \\['wrong'\\]"),
     ("[1, 1]", "3", "`points` must be"),
     ("[1, 1]", "[1, 0]", "`points` must be"),
     ("c07-093", "c99-001", "no code cell \\['c99-001'\\]"),
@@ -163,6 +164,15 @@ def test_a_bad_sheet_is_named(tmp_path, old, new, message):
     assert len(course.sheet(path)["cells"]) == 7
     path.write_text(GOOD.replace(old, new), encoding="utf8")
     with pytest.raises(course.SheetError, match=message):
+        course.sheet(path)
+
+
+def test_an_exercise_without_solution_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "07_anomalies.yml"
+    path.write_text(GOOD, encoding="utf8")
+    monkeypatch.setattr(course, "solved",
+                        lambda chapter: {"ex-dup-half": course.Exercise(1, "Why?", "", "")})
+    with pytest.raises(course.SheetError, match="07_anomalies.yml, ex-dup-half: it has no solu"):
         course.sheet(path)
 
 
