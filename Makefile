@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help book test colab serve notebooks export assets course lint vendor clean
+.PHONY: help book slides test colab serve notebooks export assets course lint vendor clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,6 +16,7 @@ HTML := _build/html
 COLAB := .colab/.installed
 CHAPTERS ?=
 MATHJAX_SHA256 := 1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09
+REVEAL_SHA256 := 359b575dd51bbda32f89b2fd4c7dc46ad7389a805572158916c29252f7a27333
 TABLES_SHA256 := 91e723ac9ef91e729e38ebe60872f0bbc82f93c3a937f731040c426645b3d471
 
 export TOKENIZERS_PARALLELISM := false
@@ -53,6 +54,9 @@ book: $(STAMP) vendor  ## build the pages from the stored outputs
 	$(BUILD)
 	@echo "The book is ready: open $(CURDIR)/$(HTML)/index.html or run 'make serve'."
 
+slides: $(STAMP) vendor  ## cut slides from the chapters; 'make book' then takes them along
+	$(PY) -m bdutils.slides
+
 test: $(STAMP) vendor  ## check everything: code, chapters, stored outputs, pages
 	$(call step,ruff,$(LINT))
 	$(call step,chapters and package in step,$(PY) -m bdutils.book check)
@@ -87,6 +91,7 @@ endef
 vendor:  ## fetch pinned scripts, so that the pages work offline
 	$(call fetched,mathjax,3.2.2,$(MATHJAX_SHA256),es5/tex-mml-chtml.js,$(addprefix es5/,tex-mml-chtml.js output/chtml/fonts input/tex/extensions),formulas will need a network)
 	$(call fetched,simple-datatables,10.3.0,$(TABLES_SHA256),dist/umd/simple-datatables.js,dist/umd dist/style.css,tables will not be sortable)
+	$(call fetched,reveal.js,5.2.1,$(REVEAL_SHA256),dist/reveal.js,dist/reset.css dist/reveal.css dist/reveal.js plugin/notes/notes.js,there will be no slides)
 
 serve: $(STAMP)  ## show the built book at http://127.0.0.1:8000
 	@test -s $(HTML)/index.html || { echo "There is no book yet: run 'make book' first."; exit 1; }
