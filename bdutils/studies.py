@@ -189,7 +189,7 @@ STUDIES: dict[str, list[Run]] = {
                           for run in CIFAR],
     "baselines-text": [replace(run, defense=name)
                        for name in ("tuning-text", "onion", "strip-text")
-                       for run in grid("sentiment", FOUR, [0.2], [0])],
+                       for run in grid("sentiment", FOUR, [0.2], [0, 1, 2])],
     "guards": [replace(run, defense="strip") for run in (
         *grid("images", FIVE, [0.1], [0, 1, 2]), *CORNERS)],
 }
@@ -201,10 +201,14 @@ _LOW = ("tuning", "pruning", "nad", "sam", "ibau", "strip", "bedkd-pictures")
 STUDIES |= {
     "bedkd-pictures": [replace(run, defense="bedkd-pictures") for run in (
         *grid("images", FIVE, [0.1], [0, 1, 2]), *CORNERS)],
-    # The first seed of NT-ML is in its own study.
+    # The first seed of a chapter's own method is in its own study.
     "low-rate": [
         *(run for name in _LOW for run in defended(name, "images", ["sine"], [0.01], [0, 1, 2])),
-        *defended("ntml", "images", ["sine"], [0.01], [1, 2])],
+        *defended("ntml", "images", ["sine"], [0.01], [1, 2]),
+        *(run for name in ("tuning-text", "onion", "strip-text")
+          for run in defended(name, "sentiment", ["addsent"], [0.01], [0, 1, 2])),
+        *(run for name in ("bedkd", "dup")
+          for run in defended(name, "sentiment", ["addsent"], [0.01], [1, 2]))],
     "relearning": [
         *(run for name in _LEARNERS["images"]
           for run in defended(name, "images", ["patch"], [0.1], [0, 1, 2])),

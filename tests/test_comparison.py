@@ -71,10 +71,13 @@ def test_no_cell_is_missing_without_a_reason(frame):
 
 
 def test_the_seeds_that_every_cell_has(frame):
-    for kind, wanted in {"pictures": {0, 1, 2}, "texts": {0}}.items():
+    wanted = {0, 1, 2}
+    for kind in USUAL:
         assert wanted <= set(comparison.compared(frame, kind)["seed"]), kind
-        clean = frame[frame["kind"].eq(kind) & frame["attack"].eq("clean")]
-        assert all(wanted <= set(rows["seed"]) for _, rows in clean.groupby("defense")), kind
+        for attack in ("clean", f"{RARE[kind]}, rare"):
+            rows = frame[frame["kind"].eq(kind) & frame["attack"].eq(attack)]
+            assert set(rows["defense"]) == set(frame[frame["kind"].eq(kind)]["defense"])
+            assert all(wanted <= set(of["seed"]) for _, of in rows.groupby("defense")), kind
 
 
 def test_every_row_says_what_it_was_measured_on(frame):
