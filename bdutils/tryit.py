@@ -38,8 +38,8 @@ class TryIt:
         self.show, self.controls = show, controls
 
     def __repr__(self) -> str:
-        """Say what there is to change, and where."""
-        return f"to change: {', '.join(self.controls)} (needs a kernel: on Colab or at home)"
+        """Say what there is to change, where it can be."""
+        return f"needs a kernel; to change: {', '.join(self.controls)}"
 
     def widget(self) -> VBox:
         """Return the controls and the result as one widget of ipywidgets."""

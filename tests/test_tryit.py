@@ -81,8 +81,7 @@ def test_a_page_gets_a_line_of_text_and_no_widget(capsys, monkeypatch):
     monkeypatch.setenv("BDUTILS_QUIET", "1")
     monkeypatch.setattr(tryit.TryIt, "widget", None)
     play()._ipython_display_()
-    assert capsys.readouterr().out == ("to change: sentence, place, attack "
-                                       "(needs a kernel: on Colab or at home)\n")
+    assert capsys.readouterr().out == "needs a kernel; to change: sentence, place, attack\n"
 
 
 def test_a_reader_gets_the_widget(monkeypatch):
