@@ -1,7 +1,8 @@
 """Let Sphinx read the docstrings of the package: they are plain text with a few marks.
 
-A summary; then lines that start with Args, Returns, Raises, Source or Fields. Single backquotes
-are code. Deeper lines that start with a name and a colon describe one thing each.
+A summary, with commands indented; then lines that start with Args, Returns, Raises, Source or
+Fields. Single backquotes are code. Deeper lines that start with a name and a colon describe one
+thing each.
 """
 
 import re
@@ -21,6 +22,9 @@ def as_rst(lines: list[str]) -> list[str]:
         elif item and inside:
             # A list ends and begins with a blank line.
             found += ["", f"* ``{item[1]}``: {_plain(item[2])}"]
+        elif line.startswith("    ") and not inside:
+            # An example, to be read line by line.
+            found += [line] if found and found[-1].startswith("    ") else ["::", "", line]
         elif not line.strip():
             found.append("")
         elif found and found[-1]:

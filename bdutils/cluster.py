@@ -64,7 +64,7 @@ class Backend(DaskDistributedBackend):
 def connected(address: str) -> Iterator[Backend]:
     """Connect to a Dask scheduler.
 
-    Args: address: of the scheduler, tcp://HOST:PORT.
+    Args: address: of the scheduler, `tcp://HOST:PORT`.
     Returns: a context that gives a backend for joblib and closes the connection at its end.
     Raises: ConnectionError if no scheduler answers; ValueError if a worker has several threads.
     Source: ours.
