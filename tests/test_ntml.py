@@ -906,7 +906,7 @@ def test_few_rows_are_as_many_of_each_class_as_there_are(task):
 def test_the_defenses_know_nothing_of_attacks_victims_and_test_data(module, others, arguments):
     assert imported(module.__file__) - others <= {
         "data.py", "models.py", "assets.py", "images.py", "probing.py", "metrics.py",
-        "training.py", "distributed.py", "__init__.py"}
+        "training.py", "checkpoints.py", "distributed.py", "__init__.py"}
     assert not names_in(ast.parse(inspect.getsource(module))) & SECRETS
     function = module.ntml if module is nt else module.tuned
     assert [*inspect.signature(function).parameters] == arguments
