@@ -17,7 +17,7 @@ def contents() -> list[str]:
                            for c in (entry, *entry.get("sections", ())))]
 
 
-PAGES = [f"{name}.html" for name in (*contents(), "search", "genindex", "py-modindex", "prf-prf")]
+PAGES = [f"{name}.html" for name in (*contents(), "search", "genindex", "py-modindex")]
 
 
 def missing(what: str) -> None:

@@ -1,0 +1,100 @@
+"""The built pages as files: links, sizes, spelling, and what they tell other programs."""
+
+import functools
+import re
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+from pages import HTML, PAGES, ROOT, missing
+
+each_page = pytest.mark.parametrize("name", PAGES)
+
+
+@functools.cache
+def page(name: str) -> BeautifulSoup:
+    if not (HTML / name).is_file():
+        missing(f"{name} is not built: run `make book` first")
+    return BeautifulSoup((HTML / name).read_bytes(), "html.parser")
+
+
+@functools.cache
+def anchors(name: str) -> set[str]:
+    return {tag["id"] for tag in page(name).find_all(id=True)}
+
+
+def broken_link(name: str, link: str) -> str:
+    """Return what is wrong with a link of a page, or nothing."""
+    parts = urlsplit(link)
+    if parts.scheme in ("http", "https"):
+        return "" if re.fullmatch(r"[\w.-]+\.\w+(:\d+)?", parts.netloc) else "no such address"
+    if parts.scheme:
+        return "" if parts.scheme in ("data", "mailto") else "unknown scheme"
+    file = (HTML / name).parent.joinpath(unquote(parts.path)).resolve() if parts.path \
+        else HTML / name
+    if not file.is_file() or not file.is_relative_to(HTML):
+        return "no such file"
+    target = str(file.relative_to(HTML))
+    if parts.fragment and target in PAGES and unquote(parts.fragment) not in anchors(target):
+        return "no such place in it"
+    return ""
+
+
+@each_page
+def test_links_lead_somewhere(name):
+    links = {tag[key] for tag in page(name).find_all(True) for key in ("href", "src", "action")
+             if tag.get(key)}
+    assert len(links) > 20
+    assert {link: why for link in links if (why := broken_link(name, link))} == {}
+
+
+@pytest.mark.parametrize(("link", "why"), [
+    ("nowhere.html", "no such file"), ("../../../etc/passwd", "no such file"),
+    ("glossary.html#no-term", "no such place in it"), ("#term-ASR", "no such place in it"),
+    ("https:///chapters", "no such address"), ("htp://a.org", "unknown scheme"),
+    ("glossary.html#term-ASR", ""), ("#", ""), ("../search.html", ""), ("https://a.org/b", "")])
+def test_broken_links_are_noticed(link, why):
+    page(PAGES[0])
+    assert broken_link("chapters/index.html", link) == why
+
+
+def test_no_page_is_forgotten_and_none_is_large():
+    page(PAGES[0])
+    built = {str(path.relative_to(HTML)): path.stat().st_size for path in HTML.rglob("*.html")
+             if not path.is_relative_to(HTML / "_static")}
+    pages = {name for name in built if not name.startswith("slides/")}  # slides have own tests
+    assert pages == {*PAGES, "index.html"}
+    assert {name: size for name, size in built.items() if size > 1_500_000} == {}
+
+
+def test_the_root_leads_to_the_first_page():
+    page(PAGES[0])
+    assert "url=chapters/index.html" in (HTML / "index.html").read_text()
+
+
+@each_page
+def test_what_a_link_preview_shows(name):
+    if not name.startswith("chapters/"):
+        return  # an index, not a page of the book
+    given = {tag.get("property") or tag.get("name"): tag["content"]
+             for tag in page(name).find_all("meta", content=True)}
+    assert given["og:title"] and given["og:url"].endswith(name) and given["og:image:alt"]
+    base = yaml.safe_load((ROOT / "_config.yml").read_text())["html"]["baseurl"]
+    assert (HTML / given["og:image"].removeprefix(base)).is_file()
+    assert given["og:description"] == given["description"]
+    assert 50 < len(given["description"]) < 300 and "Colab ·" not in given["description"]
+
+
+def test_the_citation_says_what_the_file_says(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "_ext"))
+    import citation
+
+    about = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    text = citation.bibtex(about)
+    assert all(about[key] in text for key in ("title", "version", "repository-code"))
+    assert "year" not in text
+    later = citation.bibtex({**about, "date-released": "2031-02-03", "authors": [
+        {"family-names": "Roe", "given-names": "R."}, {"name": "The others"}]})
+    assert "year = {2031}" in later and "author = {Roe, R. and {The others}}" in later
+    assert text in page("chapters/index.html").get_text()
