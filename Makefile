@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help book slides test colab serve notebooks export assets course lint vendor clean
+.PHONY: help book pdf slides test colab serve notebooks export assets course lint vendor clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -56,6 +56,12 @@ book: $(STAMP) vendor  ## build the pages from the stored outputs
 
 slides: $(STAMP) vendor  ## cut slides from the chapters; 'make book' then takes them along
 	$(PY) -m bdutils.slides
+
+pdf: $(STAMP)  ## make the book as a PDF; needs LaTeX, see CONTRIBUTING.md
+	@command -v latexmk > /dev/null || { echo "LaTeX is missing: see CONTRIBUTING.md."; exit 1; }
+	$(BIN)/jupyter-book build --builder latex .
+	$(MAKE) -C _build/latex LATEXMKOPTS="-interaction=nonstopmode -halt-on-error -silent"
+	@echo "The book is ready: $(CURDIR)/_build/latex/book.pdf"
 
 # The pages come first, as some tests read them, and anew: a warning that an earlier build printed is
 # not repeated by a later one.
