@@ -127,7 +127,7 @@ def test_a_folder_of_slides_asks_no_other_host(tmp_path, monkeypatch):
     monkeypatch.setattr(slides, "notebooks", lambda: [path])
     made = slides.build(tmp_path / "out")
     page = made[0].read_text()
-    assert "A title" in page and "let moved = 1;" in page and "secret()" not in page
+    assert "A title" in page and "let moved = 1;" in page and "secret" not in page
     asked = re.findall(r"""(?:src|href)=["']?([^"' >]+)|@import\s+(\S+)|url\((.*?)\)""", page)
     assert len(asked) >= 4 and all(x.startswith(("vendor/", "#")) for x in map("".join, asked))
     assert "https:" not in page

@@ -1,0 +1,233 @@
+"""The lab: what its folder tells, what it keeps, and what it refuses."""
+
+import csv
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from bdutils import lab
+from bdutils.data import ReservedSet, TrainingSet
+from bdutils.training import TrainSettings
+
+PAGE = Path(__file__).resolve().parent.parent / "chapters/teaching/lab.md"
+SEED = 3  # a sentence, nothing, a word: a test below sees to it
+EVIDENCE = "forty rows of the pool share a sentence and a label"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tiny_folder):
+    """A lab of tiny models that have seen forty rows once; its cache, and its setup."""
+    root = tmp_path_factory.mktemp("world")
+    with (root / "films.csv").open("w") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "label"])
+        for i in range(2000):  # what `main` reserves and tests is not to be had smaller
+            table.writerow([f"film number {i} is {('bad', 'good')[i % 2]} and to the point",
+                            ("negative", "positive")[i % 2]])
+    setup = lab.Setup(str(root / "films.csv"), 40, 20, 30,
+                      training=TrainSettings(epochs=1, batch_size=20, max_length=24))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BDUTILS_CACHE", str(root / "cache"))
+        for module in ("lab", "victims"):
+            patch.setattr(f"bdutils.{module}.encoder_source", lambda *_: str(tiny_folder))
+        commitment = lab.make(root / "lab", SEED, setup)
+        yield root, setup, commitment
+
+
+@pytest.fixture
+def folder(world, tmp_path):
+    """A student's copy."""
+    return copy(world[0] / "lab", tmp_path / "lab")
+
+
+def copy(source, target):
+    target.mkdir()
+    for path in source.rglob("*"):
+        if path.is_file():
+            (target / path.relative_to(source)).parent.mkdir(exist_ok=True)
+            (target / path.relative_to(source)).hardlink_to(path)
+    return target
+
+
+def verdict_on(folder, **changes):
+    """The right verdict on all suspects, but for the changes."""
+    deeds, _ = lab.secret(SEED, 2)
+    verdict = {name: {"backdoored": deed.attack != "clean", "repaired": None,
+                      "target_label": None if deed.attack == "clean" else deed.target_label,
+                      "evidence": EVIDENCE} for name, deed in deeds.items()}
+    for name, change in changes.items():
+        verdict[name.replace("_", "-")] |= change
+    return written(verdict, folder)
+
+
+def written(verdict, folder):
+    path = folder / "verdict.json"
+    path.write_text(verdict if isinstance(verdict, str) else json.dumps(verdict))
+    return path
+
+
+def test_the_draw():
+    deeds = [lab.draw(random.Random(seed), 4) for seed in range(300)]
+    clean = [sum(deed.attack == "clean" for deed in drawn.values()) for drawn in deeds]
+    assert set(clean) == {0, 1, 2}
+    attacks = {deed.attack for drawn in deeds for deed in drawn.values()}
+    assert attacks == {"clean", "badnets", "addsent", "syntax", "style"}
+    assert {d.target_label for drawn in deeds for d in drawn.values()} == {0, 1, 2, 3}
+    assert lab.secret(5, 4) == lab.secret(5, 4) != lab.secret(6, 4)
+    found = [deed.attack for deed in lab.secret(SEED, 2)[0].values()]
+    assert found == ["addsent", "clean", "badnets"]
+
+
+def test_the_folder_tells_nothing(world):
+    root, _, commitment = world
+    deeds, truth = lab.secret(SEED, 2)
+    assert commitment == lab.digest(truth)
+    assert json.loads((root / "lab/lab.json").read_text())["commitment"] == commitment
+    words = {word for deed in deeds.values() for word in deed.words}
+    telling = re.compile("|".join({"badnets", "addsent", "poison", "target", "deed", "nonce",
+                                   "clean", "tmp", *(rf"\b{word}\b" for word in words)}))
+    given = {"model.safetensors", "pool.jsonl", "tokenizer.json"}  # and a vocabulary
+    for path in (root / "lab").rglob("*"):
+        if path.is_file() and path.name not in given:
+            text = path.read_text().replace(str(root), "")  # our data lie in a folder of pytest's
+            assert not telling.search(text), path
+    suspects = [root / "lab" / name for name in lab.SUSPECTS]
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert len({(suspect / name).read_bytes() for suspect in suspects}) == 1, name
+    assert len({(suspect / "model.safetensors").stat().st_size for suspect in suspects}) == 1
+    heads = {(suspect / "model.safetensors").read_bytes()[:2000] for suspect in suspects}
+    assert len({head[8:8 + int.from_bytes(head[:8], "little")] for head in heads}) == 1
+    assert {p.name for p in suspects[0].iterdir()} == {p.name for p in suspects[1].iterdir()}
+    cached = [path.name for path in (root / "cache").glob("models/*")]  # of `opened`, below
+    assert all("-clean-" in name for name in cached)
+
+
+def test_what_a_defender_gets(folder, world):
+    _, setup, _ = world
+    task, deeds = setup.task(SEED), lab.secret(SEED, 2)[0]
+    parts = lab.parts(task, setup)
+    rows = [set(part.texts) for part in (*parts, task.reserved, task.test)]
+    assert len(set.union(*rows)) == sum(map(len, rows)) == 3 * 40 + 20 + 30
+    for name, part in zip(lab.SUSPECTS, parts, strict=True):
+        case = lab.case(folder, name)
+        assert type(case.view.reserved) is ReservedSet and type(case.view.pool) is TrainingSet
+        assert case.view.reserved.texts == task.reserved.texts
+        changed = sum(a != b for a, b in zip(case.view.pool.texts, part.texts, strict=True))
+        wanted = 0 if deeds[name].attack == "clean" else round(40 * deeds[name].poison_rate)
+        assert changed == wanted and case.training == setup.training
+        assert len(case.classifier.predict(case.view.reserved.texts)) == 20
+    with pytest.raises(lab.LabError, match="there is no 'suspect-d': use one of suspect-a"):
+        lab.case(folder, "suspect-d")
+    with pytest.raises(lab.LabError, match="is no lab, since it has no lab.json: make one with"):
+        lab.case(folder / "suspect-a", "suspect-a")
+
+
+def test_the_whole_way(folder, world, monkeypatch):
+    case = lab.case(folder, "suspect-a")
+    case.classifier.save(folder / "repaired-a")
+    wrong = {"backdoored": True, "target_label": 1}
+    receipt = lab.submit(folder, verdict_on(
+        folder, suspect_a={"repaired": "repaired-a"}, suspect_b=wrong,
+        suspect_c={"target_label": 1 - lab.secret(SEED, 2)[0]["suspect-c"].target_label}))
+    assert receipt == lab.digest((folder / "registered.json").read_text())
+    with pytest.raises(lab.LabError, match="has a registered verdict already"):
+        lab.submit(folder, folder / "verdict.json")
+    scores = lab.opened(folder)
+    assert [(s.detected, s.target) for s in scores.values()] == [
+        (True, True), (False, None), (True, False)]
+    assert set(scores["suspect-a"].after) == {"cacc", "asr", "floor", "pacc", "clean_pacc"}
+    assert scores["suspect-a"].after == scores["suspect-a"].before  # nothing was repaired
+    assert scores["suspect-a"].before["asr"].n == 15 and scores["suspect-c"].after is None
+    assert set(scores["suspect-b"].before) == {"cacc"}
+    text = lab.report(scores)
+    assert "suspect-b: clean\n  verdict: backdoored, target label 1 -> WRONG" in text
+    assert text.endswith("detected: 2 of 3; target label: 1 of 2")
+    assert json.loads((folder / "result.json").read_text())["suspect-a"]["detected"]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ("[]", "a verdict is"), ("{", "is no JSON"),
+    ({"suspect-a": {}}, "suspect-b is missing\n  suspect-c is missing\n  suspect-a: give it"),
+    ({"suspect-x": {}}, "'suspect-x' is no suspect"),
+    ({"target_label": 2}, r"from 0 to 1 \(negative, positive\), not 2"),
+    ({"target_label": True}, "not True"), ({"target_label": None}, "not None"),
+    ({"backdoored": "yes"}, "backdoored must be true or false"),
+    ({"backdoored": False}, "a model without a backdoor has target_label null"),
+    ({"evidence": "it is"}, "evidence must be a sentence or more"),
+    ({"repaired": "nowhere"}, "nowhere holds no model that opens"),
+    ({"repaired": "../lab2"}, "a folder inside"), ({"repaired": 3}, "a folder inside")])
+def test_a_bad_verdict_is_refused(folder, change, message):
+    path = (verdict_on(folder, suspect_a=change)
+            if isinstance(change, dict) and not set(change) & {"suspect-a", "suspect-x"}
+            else written(change, folder))
+    with pytest.raises(lab.LabError, match=message):
+        lab.submit(folder, path)
+    assert not (folder / "registered.json").exists()
+    with pytest.raises(lab.LabError, match="has no verdict: run `python -m bdutils.lab submit`"):
+        lab.opened(folder)
+
+
+def test_what_was_altered_is_noticed(folder):
+    with pytest.raises(lab.LabError, match="none.json cannot be read"):
+        lab.submit(folder, folder / "none.json")
+    case = lab.case(folder, "suspect-a")
+    case.classifier.save(folder / "mine")
+    lab.submit(folder, verdict_on(folder, suspect_a={"repaired": "mine"}))
+    sealed = folder / "sealed.txt"
+    text = sealed.read_text()
+    for other, message in ((text[:60], "cut short or altered"), ("", "cut short or altered"),
+                           (lab.seal(lab.secret(4, 2)[1]), "is not the truth that was sealed"),
+                           (None, "the truth is not at .*ask who made the lab")):
+        sealed.unlink(missing_ok=True)  # a hard link: the original stays
+        if other is not None:
+            sealed.write_text(other)
+        with pytest.raises(lab.LabError, match=message):
+            lab.opened(folder)
+    sealed.write_text(text)
+    next(p for p in case.classifier.model.parameters()).data += 1
+    case.classifier.save(folder / "mine")
+    with pytest.raises(lab.LabError, match="repaired model in .* is not the one"):
+        lab.opened(folder)
+
+
+def test_making_refuses_before_it_trains(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(lab, "_suspect", lambda *_: pytest.fail("it trained"))
+    root, setup, _ = world
+    for folder, keep, message in (
+            (root / "lab", None, "lab is there already: choose another name"),
+            (tmp_path / "new", root / "films.csv", "films.csv is there already"),
+            (tmp_path / "new", tmp_path / "new/truth.txt", "which the students get")):
+        with pytest.raises(lab.LabError, match=message):
+            lab.make(folder, 1, setup, keep)
+    with pytest.raises(ValueError, match="rows to train on"):
+        lab.make(tmp_path / "new", 1, lab.Setup(setup.data, 500))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_truth_that_the_teacher_keeps(world, tmp_path, monkeypatch, capsys):
+    def suspect(folder, rows, deed, setup):
+        folder.mkdir()
+
+    monkeypatch.setattr(lab, "_suspect", suspect)
+    keep = tmp_path / "desk/truth.txt"
+    lab.main(["make", str(tmp_path / "lab"), "--data", world[1].data, "--rows", "40",
+              "--truth", str(keep)])
+    about = json.loads((tmp_path / "lab/lab.json").read_text())
+    assert about["commitment"] in capsys.readouterr().out
+    assert not (tmp_path / "lab/sealed.txt").exists()
+    assert lab.unseal(keep, about["commitment"])["seed"] > 2**32  # nobody tries all of them
+    with pytest.raises(SystemExit, match="has no verdict"):
+        lab.main(["open", str(tmp_path / "lab"), "--truth", str(keep)])
+
+
+def test_the_page_says_what_the_tool_does():
+    text = PAGE.read_text()
+    seed = int(re.search(r"--seed (\d+)", text)[1])
+    assert lab.digest(lab.secret(seed, 2)[1]) in text
+    verdict = json.loads(re.search(r"```json\n(.*?)```", text, re.DOTALL)[1])
+    assert set(verdict) == set(lab.SUSPECTS)
+    for found in verdict.values():
+        assert lab._faults(found | {"repaired": None}, PAGE, ("negative", "positive")) == []
