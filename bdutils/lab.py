@@ -363,7 +363,8 @@ class Score:
 
     Fields: deed: the truth; found: the verdict; detected, target: whether it is right, `target`
     None for a clean suspect; before, after: measures of the model as it was given and as it was
-    repaired. A clean suspect has only CACC, and without a repaired model `after` is None.
+    repaired; `floor` and `clean PACC` are those of a model that was never poisoned. A clean
+    suspect has only CACC, and without a repaired model `after` is None.
     """
 
     deed: Deed
@@ -410,11 +411,11 @@ def opened(folder: Path, truth: Path | None = None) -> dict[str, Score]:
 def _measured(folder: Path, task: Task, deed: Deed, clean: Classifier) -> dict:
     model = _load(folder)
     if deed.attack == "clean":
-        return {"cacc": cacc(model.predict(task.test.texts), task.test.labels)}
+        return {"CACC": cacc(model.predict(task.test.texts), task.test.labels)}
     scores: Scores = evaluate(model, task, deed.trigger, deed.target_label, clean,
                               every_class=True)
-    return {name: getattr(scores, name)
-            for name in ("cacc", "asr", "floor", "pacc", "clean_pacc")}
+    return {"CACC": scores.cacc, "ASR": scores.asr, "floor": scores.floor, "PACC": scores.pacc,
+            "clean PACC": scores.clean_pacc}
 
 
 def report(scores: dict[str, Score]) -> str:
@@ -431,7 +432,7 @@ def report(scores: dict[str, Score]) -> str:
                   f"  verdict: {said} -> {'right' if score.detected else 'WRONG'}"
                   + {None: "", True: ", target right", False: ", target WRONG"}[score.target]]
         for title, rates in (("as given", score.before), ("repaired", score.after)):
-            lines += [f"  {title}: {measure.upper():10} {rate}"
+            lines += [f"  {title}: {measure:10} {rate}"
                       for measure, rate in (rates or {}).items()]
     targets = [score.target for score in scores.values() if score.target is not None]
     return "\n".join([*lines, f"detected: {sum(s.detected for s in scores.values())} of "

@@ -12,10 +12,11 @@ window.bookTest = {
     document.getElementById("pst-back-to-top").style = "display: block";  // else after a scroll
   },
 
-  // One element of each kind that can differ in contrast: axe takes minutes a page for all of
+  // Mark one element of each kind that can differ in contrast: axe takes minutes a page for all of
   // them, as each token of code is one. A link must also differ from the text around it.
-  kindsOfText: () => {
-    const kinds = new Map();
+  markKinds: () => {
+    document.querySelectorAll("[data-kind]").forEach((e) => e.removeAttribute("data-kind"));
+    const kinds = new Set();
     for (const element of document.querySelectorAll("body *")) {
       const says = [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
       if (!says || !element.checkVisibility({visibilityProperty: true})) continue;
@@ -30,14 +31,14 @@ window.bookTest = {
         if (backgroundColor.startsWith("rgb(")) break;  // hides what is below it
       }
       const key = look.filter((x) => !["1", "rgba(0, 0, 0, 0)", "none"].includes(x)).join();
-      const size = element.getElementsByTagName("*").length;
-      if (size >= (kinds.get(key)?.size ?? Infinity)) continue;
-      kinds.set(key, {element: link ?? element, size});
+      if (kinds.has(key)) continue;
+      kinds.add(key);
+      element.setAttribute("data-kind", "");
+      link?.setAttribute("data-kind", "");
     }
-    return [...kinds.values()].map((kind) => kind.element);
   },
 
-  faults: async (structure) => {
+  faults: async (colorsOnly) => {
     // Some time after a change the theme makes focusable what scrolls.
     const late = () => [...document.querySelectorAll("main [tabindex='-1']")]
       .some((part) => part.scrollWidth > part.clientWidth);
@@ -45,16 +46,15 @@ window.bookTest = {
     // What fades in would be measured half transparent.
     document.getAnimations().filter((a) => a.effect.getComputedTiming().endTime < Infinity)
       .forEach((a) => a.finish());
+    window.bookTest.markKinds();
+    axe.configure({rules: [{id: "color-contrast", selector: "[data-kind]"},
+                           {id: "link-in-text-block", selector: "a[data-kind]"}]});
     // Without `preload` off, axe fetches the style sheets again, some from a wrong address.
     const options = {resultTypes: ["violations"], preload: false};
-    const ofColor = ["color-contrast", "link-in-text-block"];
-    const runs = [await axe.run({include: window.bookTest.kindsOfText()},
-                                {...options, runOnly: ofColor})];
-    if (structure) {
-      const rules = Object.fromEntries(ofColor.map((rule) => [rule, {enabled: false}]));
-      runs.push(await axe.run(document, {...options, rules}));
-    }
-    return runs.flatMap((run) => run.violations).flatMap((rule) => rule.nodes.map((node) => ({
+    // Colors are all that the scheme changes.
+    if (colorsOnly) options.runOnly = ["color-contrast", "link-in-text-block"];
+    const {violations} = await axe.run(document, options);
+    return violations.flatMap((rule) => rule.nodes.map((node) => ({
       impact: node.impact,
       text: `${rule.id}: ${node.target.join(" ")}: ${node.failureSummary}`,
     })));

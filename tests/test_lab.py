@@ -138,10 +138,10 @@ def test_the_whole_way(folder, world, monkeypatch):
     scores = lab.opened(folder)
     assert [(s.detected, s.target) for s in scores.values()] == [
         (True, True), (False, None), (True, False)]
-    assert set(scores["suspect-a"].after) == {"cacc", "asr", "floor", "pacc", "clean_pacc"}
+    assert set(scores["suspect-a"].after) == {"CACC", "ASR", "floor", "PACC", "clean PACC"}
     assert scores["suspect-a"].after == scores["suspect-a"].before  # nothing was repaired
-    assert scores["suspect-a"].before["asr"].n == 15 and scores["suspect-c"].after is None
-    assert set(scores["suspect-b"].before) == {"cacc"}
+    assert scores["suspect-a"].before["ASR"].n == 15 and scores["suspect-c"].after is None
+    assert set(scores["suspect-b"].before) == {"CACC"}
     text = lab.report(scores)
     assert "suspect-b: clean\n  verdict: backdoored, target label 1 -> WRONG" in text
     assert text.endswith("detected: 2 of 3; target label: 1 of 2")
