@@ -98,7 +98,7 @@ def run_all(path: Path, cells: int | None = None) -> tuple[list[str], dict]:
         for cell in notebook.cells:
             cell.source = cell.source.replace(HERE, content)
         start = time.perf_counter()
-        NotebookClient(notebook, timeout=3600, kernel_name="python3",
+        NotebookClient(notebook, timeout=3600, kernel_name="python3", coalesce_streams=True,
                        resources={"metadata": {"path": content}}).execute(env=environment)
         seconds = time.perf_counter() - start
         left = sorted(set(os.listdir(content)) - {"book"})

@@ -707,7 +707,7 @@ def test_the_defense_knows_nothing_of_attacks_victims_and_test_data():
     assert imported(dp.__file__) == {
         "defenses/dup.py", "defenses/anomaly.py", "defenses/bedkd.py", "defenses/mapping.py",
         "data.py", "models.py", "assets.py", "images.py", "probing.py", "metrics.py",
-        "training.py", "distributed.py"}
+        "training.py", "checkpoints.py", "distributed.py"}
     assert not names_in(ast.parse(inspect.getsource(dp))) & {*SECRETS, "shadow_loss"}
     # Which rows are poisoned is neither in the view nor in the settings, so that any other
     # truth, such as a permuted one, gives the same result.
