@@ -9,6 +9,7 @@ notebook a chapter; nbgrader takes solutions and hidden tests out of it for the 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -287,6 +288,10 @@ def grader(folder: Path) -> NbGraderAPI:
     from nbgrader.apps import NbGraderAPI
     from traitlets.config.loader import PyFileConfigLoader
 
+    # nbgrader starts `alembic` by its name, and the environment need not be an active one.
+    commands = str(Path(sys.executable).parent)
+    if commands not in os.environ["PATH"].split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join((commands, os.environ["PATH"]))
     config = PyFileConfigLoader("nbgrader_config.py", path=str(folder)).load_config()
     config.CourseDirectory.root = str(folder)
     return NbGraderAPI(config=config)
