@@ -18,8 +18,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from . import status
 
@@ -40,14 +40,28 @@ def notebooks(template: bool = False) -> list[Path]:
                   and (template or not p.name.startswith("_")))
 
 
-class Exercise(NamedTuple):
-    """An exercise of a chapter; `code` tells whether code is to be written."""
+_BLOCK = re.compile(
+    r"^:::\{(exercise|solution)(-start)?\} ?(\S*)\n((?::\w+:[^\n]*\n)*)(?(2):::\n)(.*?)^:::",
+    re.MULTILINE | re.DOTALL)
+_MARK = "\0"  # around code, where all cells of a chapter are one text
 
-    chapter: str
+
+@dataclass(frozen=True)
+class Exercise:
+    """An exercise of a chapter.
+
+    Fields: label; place: its number in the chapter; difficulty; minutes; code: tells whether code
+    is to be written; statement; words, program: of the solution, empty if it has none.
+    """
+
     label: str
+    place: int
     difficulty: str
     minutes: int
     code: bool
+    statement: str
+    words: str
+    program: str
 
 
 def exercises(path: Path) -> Iterator[Exercise]:
@@ -58,14 +72,21 @@ def exercises(path: Path) -> Iterator[Exercise]:
     Source: ours.
     """
     cells = json.loads(path.read_text(encoding="utf8"))["cells"]
-    text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-    for part in re.split(r":::\{exercise(?:-start)?\}", text)[1:]:
-        label = re.search(r":label: (\S+)", part).group(1)
-        about = re.search(r"\*(\w+), (\d+) minutes(, code)?\.\*", part.split(":::{")[0])
+    text = "\n\n".join("".join(c["source"]) if c["cell_type"] == "markdown" else
+                       f"{_MARK}{''.join(c['source'])}{_MARK}" for c in cells) + "\n"
+    found: dict[str, dict[str, str]] = {}
+    for kind, _, name, options, body in _BLOCK.findall(text):
+        label = name or re.search(r":label: (\S+)", options)[1]
+        found.setdefault(label, {})[kind] = body
+    for place, (label, parts) in enumerate(found.items(), 1):
+        about = re.search(r"\*(\w+), (\d+) minutes(, code)?\.\*", parts["exercise"])
         if not about:
             raise ValueError(f"exercise {label} of {path.name} must start like "
                              "*Easy, 10 minutes, code.*")
-        yield Exercise(path.stem, label, about[1].lower(), int(about[2]), bool(about[3]))
+        solution = parts.get("solution", "").split(_MARK)
+        yield Exercise(label, place, about[1].lower(), int(about[2]), bool(about[3]),
+                       parts["exercise"], "\n\n".join(x.strip() for x in solution[::2]).strip(),
+                       "\n\n\n".join(solution[1::2]))
 
 
 def export(package: Path = ROOT / "bdutils") -> None:

@@ -73,16 +73,6 @@ class Task:
         return bool(self.stub)
 
 
-@dataclass(frozen=True)
-class Exercise:
-    """What a chapter says of an exercise: statement, and solution in words and in code."""
-
-    place: int
-    statement: str
-    words: str
-    code: str
-
-
 def read(path: Path) -> tuple[str, list[Task]]:
     """Return a sheet's common set-up and its tasks.
 
@@ -124,35 +114,6 @@ def _task(name: str, entry: dict) -> Task:
         raise SheetError(f"{where}: `points` must be [for visible, for hidden tests] with code, "
                          f"one number without, all above 0; not {entry['points']!r}")
     return Task(**{**entry, "points": points})
-
-
-BLOCK = re.compile(
-    r"^:::\{(exercise|solution)(-start)?\} ?(\S*)\n((?::\w+:[^\n]*\n)*)(?(2):::\n)(.*?)^:::",
-    re.MULTILINE | re.DOTALL)
-MARK = "\0"  # around code, where all cells of a chapter are one text
-
-
-def solved(path: Path) -> dict[str, Exercise]:
-    """Return the exercises of a chapter by their labels.
-
-    Args: path: of the notebook.
-    Source: ours.
-    """
-    cells = json.loads(path.read_text(encoding="utf8"))["cells"]
-    text = "\n\n".join("".join(c["source"]) if c["cell_type"] == "markdown" else
-                       f"{MARK}{''.join(c['source'])}{MARK}" for c in cells) + "\n"
-    found = {}
-    for kind, _, name, options, body in BLOCK.findall(text):
-        label = name or re.search(r":label: (\S+)", options)[1]
-        found.setdefault(label, {})[kind] = body
-    return {label: _exercise(place, of["exercise"], of.get("solution", ""))
-            for place, (label, of) in enumerate(found.items(), 1)}
-
-
-def _exercise(place: int, statement: str, solution: str) -> Exercise:
-    words, code = (solution.split(MARK)[i::2] for i in (0, 1))
-    return Exercise(place, statement, "\n\n".join(x.strip() for x in words).strip(),
-                    "\n\n\n".join(code))
 
 
 KINDS = {"eq": "equation", "fig": "figure", "ex": "exercise", "alg": "algorithm",
@@ -226,7 +187,7 @@ def sheet(path: Path) -> dict:
     cells = [_cell("head", head, "markdown"), _cell("setup", next(iter(code.values())))]
     if setup:
         cells.append(_cell("setup-sheet", setup))
-    exercises = solved(chapter)
+    exercises = {e.label: e for e in book.exercises(chapter)}
     for task in tasks:
         where = f"{path.name}, {task.exercise}"
         if task.exercise not in exercises:
@@ -244,21 +205,21 @@ def sheet(path: Path) -> dict:
             "nbformat": 4, "nbformat_minor": 5}
 
 
-def _cells(where: str, task: Task, exercise: Exercise, setup: Sequence[str]) -> list[dict]:
+def _cells(where: str, task: Task, exercise: book.Exercise, setup: Sequence[str]) -> list[dict]:
     """Return the cells of one task, below its statement."""
     name = task.exercise
-    if not exercise.code and not exercise.words:
+    if not exercise.program and not exercise.words:
         raise SheetError(f"{where}: it has no solution; write one in the chapter")
-    if task.tested and not exercise.code:
+    if task.tested and not exercise.program:
         raise SheetError(f"{where}: its solution has no code, so tests cannot grade it; leave "
                          "`stub` and tests out")
-    if exercise.code and not task.tested:
+    if exercise.program and not task.tested:
         raise SheetError(f"{where}: its solution has code, so it needs `stub` and tests")
     start = [_cell(f"{name}-setup-{i}", part) for i, part in enumerate(setup) if part.strip()]
     if not task.tested:
         answer = f"### BEGIN SOLUTION\n{plain(exercise.words)}\n### END SOLUTION"
         return [*start, _cell(name, answer, "markdown", solution=True, points=task.points[0])]
-    answer = f"{task.stub.rstrip()}\n### BEGIN SOLUTION\n{exercise.code}\n### END SOLUTION"
+    answer = f"{task.stub.rstrip()}\n### BEGIN SOLUTION\n{exercise.program}\n### END SOLUTION"
     # What the visible tests refuse gets no hidden points either: a loop over nothing passes.
     hidden = (f"{MORE}\n### BEGIN HIDDEN TESTS\n{task.visible.rstrip()}\n\n"
               f"{task.hidden.rstrip()}\n### END HIDDEN TESTS")

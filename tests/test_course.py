@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from bdutils import course
+from bdutils import book, course
 
 TASKS = {path.stem: course.read(path)[1] for path in sorted(course.SHEETS.glob("*.yml"))}
 TESTED = {name: [t for t in tasks if t.tested] for name, tasks in TASKS.items()}
@@ -170,8 +170,8 @@ def test_a_bad_sheet_is_named(tmp_path, old, new, message):
 def test_an_exercise_without_solution_is_named(tmp_path, monkeypatch):
     path = tmp_path / "07_anomalies.yml"
     path.write_text(GOOD, encoding="utf8")
-    monkeypatch.setattr(course, "solved",
-                        lambda chapter: {"ex-dup-half": course.Exercise(1, "Why?", "", "")})
+    unsolved = book.Exercise("ex-dup-half", 1, "easy", 5, False, "Why?", "", "")
+    monkeypatch.setattr(book, "exercises", lambda chapter: [unsolved])
     with pytest.raises(course.SheetError, match="07_anomalies.yml, ex-dup-half: it has no solu"):
         course.sheet(path)
 
@@ -201,13 +201,15 @@ def test_exercises_are_taken_from_a_chapter(tmp_path):
              ":::{exercise-end}\n:::\n\n:::{solution-start} ex-a\n:class: dropdown\n:::"),
         {"cell_type": "code", "source": ["a = 1"]}, {"cell_type": "code", "source": ["b = 2"]},
         text("Because.\n\n:::{solution-end}\n:::"),
-        text(":::{exercise}\n:label: ex-b\n\nWhy?\n:::\n\n:::{solution} ex-b\n\nSo.\n:::\n"),
-        text(":::{exercise}\n:label: ex-c\nOpen.\n:::")]}), encoding="utf8")
-    found = course.solved(path)
-    assert found["ex-a"] == course.Exercise(1, "*Easy, 5 minutes, code.* Do.\n", "Because.",
-                                            "a = 1\n\n\nb = 2")
-    assert found["ex-b"] == course.Exercise(2, "\nWhy?\n", "So.", "")
-    assert found["ex-c"] == course.Exercise(3, "Open.\n", "", "")
+        text(":::{exercise}\n:label: ex-b\n\n*Hard, 9 minutes.* Why?\n:::\n\n"
+             ":::{solution} ex-b\n\nSo.\n:::\n"),
+        text(":::{exercise}\n:label: ex-c\n*Easy, 1 minutes.* Open.\n:::")]}), encoding="utf8")
+    first, second, third = book.exercises(path)
+    assert first == book.Exercise("ex-a", 1, "easy", 5, True, "*Easy, 5 minutes, code.* Do.\n",
+                                  "Because.", "a = 1\n\n\nb = 2")
+    assert second == book.Exercise("ex-b", 2, "hard", 9, False, "\n*Hard, 9 minutes.* Why?\n",
+                                   "So.", "")
+    assert (third.place, third.words, third.program) == (3, "", "")
 
 
 @pytest.mark.parametrize(("text", "wanted"), [

@@ -10,11 +10,10 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from bdutils import book, results
-from bdutils import status as costs
+from bdutils import book, results, status
 
 
-def chapter_rows(paths: Iterable[Path], folder: Path = costs.FOLDER) -> list[list[str]]:
+def chapter_rows(paths: Iterable[Path], folder: Path = status.FOLDER) -> list[list[str]]:
     """Return a row a chapter; one that was never measured says so."""
     rows = []
     for path in paths:
@@ -75,7 +74,7 @@ class ChapterRuns(_Table):
 
     def rows(self) -> list[list[str]]:
         """Return the rows, and have the page made again when a record changes."""
-        for path in costs.FOLDER.glob("*.json"):
+        for path in status.FOLDER.glob("*.json"):
             self.env.note_dependency(str(path))
         return chapter_rows(book.notebooks())
 
