@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help book pdf slides test colab serve notebooks export assets course lint vendor clean
+.PHONY: help book pdf slides test colab serve edit notebooks export assets course lint vendor clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -105,6 +105,9 @@ serve: $(STAMP)  ## show the built book at http://127.0.0.1:8000
 	@test -s $(HTML)/index.html || { echo "There is no book yet: run 'make book' first."; exit 1; }
 	@echo "The book is at http://127.0.0.1:$(PORT) (stop with Ctrl+C)."
 	@$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory $(HTML)
+
+edit: $(STAMP)  ## open the chapters in JupyterLab
+	$(BIN)/jupyter lab chapters
 
 notebooks: $(STAMP)  ## run every chapter again and store its outputs
 	$(PY) -m bdutils.book execute

@@ -1,4 +1,6 @@
-"""Mend what the theme's pages lack for readers who do not see them, where CSS cannot."""
+"""Mend what CSS cannot in the pages: for readers who do not see them, and for a phone."""
+
+import re
 
 
 def setup(app) -> dict:
@@ -6,6 +8,7 @@ def setup(app) -> dict:
     # The theme adds the function that is wrapped here at the usual priority, 500.
     app.connect("html-page-context", _name_folds, priority=600)
     app.connect("html-page-context", _list_citations)
+    app.connect("html-page-context", _keep_intervals_whole)
     return {"parallel_read_safe": True}
 
 
@@ -20,3 +23,12 @@ def _list_citations(app, pagename: str, templatename: str, context: dict, doctre
     """Give the entries of the bibliography, a list, the role that replaced docutils' one."""
     if "body" in context:
         context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+
+
+def _keep_intervals_whole(app, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Let no line of a table end between a number and its interval, or inside of it."""
+    def whole(cell: re.Match) -> str:
+        return re.sub(r"(\d) \[(-?[\d.]+), (-?[\d.]+)\]", "\\1\u00a0[\\2,\u00a0\\3]", cell[0])
+
+    if "body" in context:
+        context["body"] = re.sub(r"<td\b.*?</td>", whole, context["body"], flags=re.DOTALL)

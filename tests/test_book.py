@@ -92,6 +92,8 @@ def test_the_parts_of_a_chapter(name):
     assert 4 <= len(exercises) <= 6
     assert {e.difficulty for e in exercises} == {"easy", "medium", "hard"}
     for exercise in exercises:
+        assert exercise.code == bool(exercise.program), exercise
+        assert f"*{exercise.difficulty.capitalize()}, " in exercise.statement, exercise
         assert re.search(rf":::\{{solution(-start)?\}} {exercise.label}\b", text), exercise
     assert len(re.findall(r"solution-start\}", text)) >= 2
     assert "```{" not in text  # such fences are gray boxes on Colab

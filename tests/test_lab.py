@@ -231,3 +231,21 @@ def test_the_page_says_what_the_tool_does():
     assert set(verdict) == set(lab.SUSPECTS)
     for found in verdict.values():
         assert lab._faults(found | {"repaired": None}, PAGE, ("negative", "positive")) == []
+
+
+def test_the_page_shows_what_its_run_has_found():
+    """A row of the page is a suspect, as given or repaired; one more was trained by hand."""
+    found = json.loads((PAGE.parents[2] / "data/lab/seed-2.json").read_text(encoding="utf8"))
+    table = re.findall(r"^\| ([abc]), (as given|by \w+) \| (.*) \|$", PAGE.read_text("utf8"), re.M)
+    measures = ("CACC", "ASR", "floor", "PACC", "clean PACC")
+    assert len(table) == 6
+    for suspect, state, cells in table:
+        rates = found[f"suspect-{suspect}"]["before" if state == "as given" else "after"]
+        for measure, cell in zip(measures, cells.split("|"), strict=True):
+            if cell.strip():
+                rate = rates[measure]
+                value, low, high = (f"{100 * rate[key]:.1f}" for key in ("value", "low", "high"))
+                assert cell.strip() == f"{value} [{low}, {high}]", (suspect, state, measure)
+    right = [sum(one[what] is True for one in found.values()) for what in ("detected", "target")]
+    assert right == [2, 2]
+    assert "Two verdicts of three are right, and both labels" in PAGE.read_text("utf8")
