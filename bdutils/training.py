@@ -26,8 +26,7 @@ from .models import Classifier
 class TrainSettings:
     """How a classifier is fine-tuned.
 
-    Fields, each with its range and where the default comes from (ours = tried with the small
-    encoder on other random splits of the sentiment set):
+    Fields (ours = tried with the small encoder on other random splits of the sentiment set):
         epochs: passes over the data, >= 1; ours, the backdoor is in after one.
         lr: peak learning rate of AdamW, > 0; ours, well above the usual 2e-5
             because the encoder is small and sees few rows.

@@ -198,7 +198,10 @@ def test_every_module_is_in_the_reference_once():
 
 @pytest.mark.parametrize(("plain", "wanted"), [
     (["Return x.", "", "Args: a: of `b`; c: *d*_.", "    e.", "Source: ours."],
-     ["Return x.", "", "**Args** a: of ``b``; c: \\*d\\*\\_. e.", "", "**Source** ours."]),
+     ["Return x.", "", "**Args**", "", "* ``a``: of ``b``", "", "* ``c``: \\*d\\*\\_. e.", "",
+      "**Source** ours."]),
+    (["Settings.", "", "an_a: one; ours. b,", "    c: two.", "d"],
+     ["Settings.", "", "* ``an_a``: one; ours", "", "* ``b, c``: two. d"]),
     (["Settings.", "", "Fields, each: ", "    lr: rate, > 0;", "        ours.",
       "    x, y: places."],
      ["Settings.", "", "**Fields, each**", "", "* ``lr``: rate, > 0; ours.", "",
