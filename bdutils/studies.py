@@ -188,7 +188,7 @@ STUDIES: dict[str, list[Run]] = {
                           for name in ("tuning", "pruning", "nad")
                           for run in CIFAR],
     "baselines-text": [replace(run, defense=name)
-                       for name in ("tuning-text", "onion", "strip-text")
+                       for name in ("tuning-text", "sam-text", "onion", "strip-text")
                        for run in grid("sentiment", FOUR, [0.2], [0, 1, 2])],
     "guards": [replace(run, defense="strip") for run in (
         *grid("images", FIVE, [0.1], [0, 1, 2]), *CORNERS)],
@@ -205,7 +205,7 @@ STUDIES |= {
     "low-rate": [
         *(run for name in _LOW for run in defended(name, "images", ["sine"], [0.01], [0, 1, 2])),
         *defended("ntml", "images", ["sine"], [0.01], [1, 2]),
-        *(run for name in ("tuning-text", "onion", "strip-text")
+        *(run for name in ("tuning-text", "sam-text", "onion", "strip-text")
           for run in defended(name, "sentiment", ["addsent"], [0.01], [0, 1, 2])),
         *(run for name in ("bedkd", "dup")
           for run in defended(name, "sentiment", ["addsent"], [0.01], [1, 2]))],
@@ -213,7 +213,7 @@ STUDIES |= {
         *(run for name in _LEARNERS["images"]
           for run in defended(name, "images", ["patch"], [0.1], [0, 1, 2])),
         *(run for name in _LEARNERS["sentiment"]
-          for run in defended(name, "sentiment", ["badnets"], [0.2]))],
+          for run in defended(name, "sentiment", ["badnets"], [0.2], [0, 1, 2]))],
 }
 PICTURE_TARGET = 0  # Wu et al. 2022; texts have 1 (Cui et al. 2022)
 # One pass over the larger sets is as many steps as two over the small one.

@@ -24,7 +24,7 @@ from bdutils.victims import settings_for, untrained, victim
 
 WHAT = {
     "texts": ("sentiment", "badnets", {"poison_rate": 0.2, "target_label": 1},
-              ("bedkd", "dup", "tuning-text", "onion", "strip-text")),
+              ("bedkd", "dup", "tuning-text", "sam-text", "onion", "strip-text")),
     "pictures": ("images", "patch", {"poison_rate": 0.1, "target_label": 0},
                  ("ntml", "bedkd-pictures", "tuning", "pruning", "nad", "sam", "ibau", "strip")),
 }

@@ -821,7 +821,8 @@ def test_the_variants_are_what_they_are_called_after():
         **{f"{name}{tail}": TuningSettings(**change, **length) for name, change in (
             ("tuning", {}), ("pruning", pruned), ("nad", watched))
            for tail, length in (("", {}), ("-long", {"epochs": 1920}))},
-        "sam": TuningSettings(rho=2.0), "tuning-text": TuningSettings(epochs=4, lr_share=1.0)}
+        "sam": TuningSettings(rho=2.0), "tuning-text": TuningSettings(epochs=4, lr_share=1.0),
+        "sam-text": TuningSettings(epochs=4, lr_share=1.0, rho=2.0)}
 
 
 @pytest.mark.parametrize("name, clean", [("ntml", 12), ("ntml-25", 25), ("tuning", 12),

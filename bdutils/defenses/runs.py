@@ -86,6 +86,7 @@ VARIANTS: dict[str, object] = {
     # Texts: four passes over 800 rows are about as many rows as one pass over the 3,000 of
     # training, at its full rate; ours.
     "tuning-text": TuningSettings(epochs=4, lr_share=1.0),
+    "sam-text": TuningSettings(epochs=4, lr_share=1.0, rho=2.0),
     "strip": StripSettings(copies=10),
     "strip-text": StripSettings(),
     "onion": OnionSettings(),
