@@ -29,7 +29,7 @@ ABSENT = {
     ("texts", "fine-pruning"): "prunes the channels of a network for pictures",
     ("texts", "NAD"): "compares maps of a network for pictures",
     ("texts", "I-BAU"): "adds numbers to pixels; words are not numbers",
-    ("texts", "NT-ML"): "with two classes its losses have no slope (ch. 11)",
+    ("texts", "NT-ML"): "two classes: its losses have no slope (ch. 11)",
     ("pictures", "ONION"): "removes words; pictures have none",
     ("pictures", "DUP"): "adapts the attention of a transformer",
 }
