@@ -64,15 +64,15 @@ pdf: $(STAMP)  ## make the book as a PDF; needs LaTeX, see CONTRIBUTING.md
 	@echo "The book is ready: $(CURDIR)/_build/latex/book.pdf"
 
 # The pages come first, as some tests read them, and anew: a warning that an earlier build printed is
-# not repeated by a later one.
+# not repeated by a later one. What runs alone comes last, and finds the chapters' models trained.
 test: $(STAMP) vendor  ## check everything: code, chapters, stored outputs, pages
 	$(call step,ruff,$(LINT))
 	$(call step,chapters and package in step,$(PY) -m bdutils.book check)
 	$(call step,book,rm -rf $(HTML) _build/.doctrees && $(BUILD))
 	$(call step,model and data,$(PY) -m bdutils.assets)
 	$(call step,tests,$(PY) -m pytest tests -q -n 2 --dist loadfile -m "not alone")
-	$(call step,tests one at a time,$(PY) -m pytest tests -q -m alone)
 	$(call step,stored outputs,OMP_NUM_THREADS=1 $(PY) -m pytest --nbval chapters -n 2 --dist loadscope -q)
+	$(call step,tests one at a time,$(PY) -m pytest tests -q -m alone)
 
 # The packages of Colab in an environment of their own: about 6 GB, since torch comes with CUDA.
 $(COLAB): tests/colab.txt

@@ -34,7 +34,7 @@ victims.evaluate = evaluate
 """
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("chapter, mutation, message", [
     ("01", SHUFFLED_LABELS, "the clean model has not learned the task"),
     ("01", NO_TRIGGER, "the backdoor did not take"),
