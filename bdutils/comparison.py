@@ -29,7 +29,7 @@ ABSENT = {
     ("texts", "fine-pruning"): "prunes the channels of a network for pictures",
     ("texts", "NAD"): "compares maps of a network for pictures",
     ("texts", "I-BAU"): "adds numbers to pixels; words are not numbers",
-    ("texts", "NT-ML"): "two classes: its losses have no slope (ch. 11)",
+    ("texts", "NT-ML"): "two classes: its first loss has no slope (ch. 11)",
     ("pictures", "ONION"): "removes words; pictures have none",
     ("pictures", "DUP"): "adapts the attention of a transformer",
 }
@@ -64,7 +64,8 @@ def row_of(run: dict) -> dict | None:
     """Return what the comparison needs of a record, None if nothing.
 
     Args: run: a record of a defense.
-    Returns: shares; `lost`, `excess` and `gap` are differences of shares.
+    Returns: shares; `lost`, `excess` and `gap` are differences of shares;
+        `seconds`: wall time of the defense, without the victim's training.
     Source: the measures of chapter 2; DER of Zhu et al. 2023.
     """
     variant = run["settings"].get("defense", "")
@@ -75,7 +76,7 @@ def row_of(run: dict) -> dict | None:
     of = {m: results.value(run, m) for m in run["metrics"]}
     row = {"kind": case[0], "defense": name, "attack": case[1],
            "seed": run["seed"], "lost": of["cacc_before"] - of["cacc"],
-           "run": run}
+           "seconds": sum(run["seconds"].values()), "run": run}
     if case[1] != "clean":
         row |= {"excess": of["asr"] - of["floor"],
                 "gap": of["clean_pacc"] - of["pacc"],
@@ -102,18 +103,19 @@ def collect(studies: Sequence[str] = STUDIES,
     return frame
 
 # %% ../chapters/13_comparison.ipynb #c13-023
-def spread(values: Sequence[float], least: float = -1.0) -> str:
-    """Show differences of shares in points: mean and t interval.
+def spread(values: Sequence[float], least: float = -1.0, most: float = 1.0,
+           unit: float = 100.0) -> str:
+    """Show the mean over seeds and its t interval.
 
-    Args: values: one a seed; one alone has no interval; least: the lowest
-        value there can be; the highest is 1.
+    Args: values: one a seed; one alone has no interval; least, most: what
+        a value can be; unit: 100 to show shares in points.
     Source: Student 1908.
     """
     if len(values) == 1:
-        return f"{100 * fmean(values):.1f}"
+        return f"{unit * fmean(values):.1f}"
     mean, low, high = mean_interval(list(values))
-    return (f"{100 * mean:.1f} [{100 * max(low, least):.1f}, "
-            f"{100 * min(high, 1):.1f}]")
+    return (f"{unit * mean:.1f} [{unit * max(low, least):.1f}, "
+            f"{unit * min(high, most):.1f}]")
 
 # %% ../chapters/13_comparison.ipynb #c13-024
 def shown_and_sorted(rows: pd.DataFrame) -> tuple[list, list]:
@@ -133,6 +135,8 @@ def shown_and_sorted(rows: pd.DataFrame) -> tuple[list, list]:
         least = 0.0 if name == "der" else -1.0
         texts.append(spread(rows[name], least) if there else "")
         keys.append(rows[name].mean() if there else last)
+    texts.append(spread(rows["seconds"], 0.0, np.inf, 1.0))
+    keys.append(rows["seconds"].mean())
     return texts, keys
 
 # %% ../chapters/13_comparison.ipynb #c13-025
@@ -144,15 +148,16 @@ def leaderboard(frame: pd.DataFrame) -> SortableTable:
     """
     cells = [(list(cell), *shown_and_sorted(rows)) for cell, rows
              in frame.groupby(["kind", "defense", "attack"])]
-    cells.sort(key=lambda cell: -cell[2][-1])
     names = ["kind", "defense", "attack", "CACC", "ASR", "floor", "excess",
-             "gap", "DER"]
+             "gap", "DER", "s"]
     shown = pd.DataFrame([cell + texts for cell, texts, _ in cells],
                          columns=names)
     order = pd.DataFrame([cell + keys for cell, _, keys in cells],
                          columns=names)
-    return SortableTable(shown, order, "Every cell of the grid, in per "
-                         "cent, with 95 % intervals.")
+    best = order["DER"].sort_values(ascending=False, kind="stable").index
+    return SortableTable(shown.loc[best], order.loc[best],
+                         "Every cell of the grid, in per cent and seconds, "
+                         "with 95 % intervals.")
 
 # %% ../chapters/13_comparison.ipynb #c13-032
 def compared(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
