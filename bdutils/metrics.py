@@ -120,7 +120,7 @@ def pacc(predicted: Sequence[int], labels: Sequence[int]) -> Rate:
 
 
 def der(cacc_before: float, cacc_after: float, asr_before: float, asr_after: float) -> float:
-    """Return the defense effectiveness rating, 0 to 1; 0.5 means that nothing was gained.
+    """Return the defense effectiveness rating, 0 to 1; 0.5 if nothing is gained and nothing lost.
 
     Args: shares before and after the defense. A gain in accuracy earns nothing.
     Source: Zhu et al. 2023: DER = [max(0, dASR) - max(0, dACC) + 1] / 2.
@@ -129,7 +129,7 @@ def der(cacc_before: float, cacc_after: float, asr_before: float, asr_after: flo
 
 
 def rir(cacc_before: float, cacc_after: float, ra_before: float, ra_after: float) -> float:
-    """Return the robust improvement rating, 0 to 1; 0.5 means that nothing was gained.
+    """Return the robust improvement rating, 0 to 1; 0.5 if nothing is gained and nothing lost.
 
     Args: shares before and after the defense.
     Source: BackdoorBench: RIR = [max(0, RA gain) - max(0, dACC) + 1] / 2.

@@ -99,7 +99,7 @@ def trigger_positions(classifier: Classifier, clean: str,
 
     Args: clean, marked: a text before and after the trigger was put in.
     Returns: positions after tokenization and truncation; for a rewritten
-        text those that the shortest description of the change inserts.
+        text those that the matching below counts as inserted.
     Source: ours, by Ratcliff and Obershelp's matching (`difflib`).
     """
     before, after = classifier.encode([clean, marked])

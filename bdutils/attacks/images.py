@@ -165,7 +165,7 @@ class WarpTrigger(PictureTrigger):
     strength: s, mean shift in halves of a pixel, >= 0 (theirs: 0.5);
     points: k of the grid (theirs); cross: rows that are bent *otherwise*
     and keep their label, for each poisoned row (theirs: 2); seed: of the
-    bend. Where they differ, small pictures and short training needed it.
+    bend. Where they differ, our short training needed it.
     """
 
     strength: float = 2.0
@@ -240,7 +240,7 @@ def marks_of(nets: nn.ModuleDict, x: Tensor, first: int | None = None
              ) -> tuple[Tensor, Tensor]:
     """Return what to paint (n, C, H, W) and where (first, 1, H, W), 0 to 1.
 
-    Source: Nguyen and Tran 2020, section 4.2; the steep sigmoid is theirs.
+    Source: Nguyen and Tran 2020, section 4.2; theirs is twice as steep.
     """
     return (nets["pattern"](x).sigmoid(),
             (10 * nets["shape"](x[:first]).tanh()).sigmoid())

@@ -268,7 +268,8 @@ def purity_of(flagged: int, n: int, above: int, m: int) -> float:
     """Return the share of flags that clean rows do not account for.
 
     Args: as for `flags_by_chance`.
-    Source: ours; flags expected in a clean pool, against those raised.
+    Source: ours; flags of n rows at the threshold rows' share, against
+        those raised.
     """
     return max(0.0, 1 - n * above / m / flagged) if flagged and m else 0.0
 
