@@ -196,7 +196,7 @@ STUDIES: dict[str, list[Run]] = {
 # What each defense needs is in its own study at the usual rate; here only what can be repaired,
 # since a guard in front of a model does not change how that learns.
 _LEARNERS = {"images": ("", "tuning", "pruning", "nad", "sam", "ibau", "bedkd-pictures", "ntml"),
-             "sentiment": ("", "tuning-text", "bedkd", "dup")}
+             "sentiment": ("", "tuning-text", "sam-text", "bedkd", "dup")}
 _LOW = ("tuning", "pruning", "nad", "sam", "ibau", "strip", "bedkd-pictures")
 STUDIES |= {
     "bedkd-pictures": [replace(run, defense="bedkd-pictures") for run in (
