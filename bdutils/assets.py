@@ -125,11 +125,12 @@ MEMBER_SHA256 = {"model.safetensors": _MINILM_SHA256}
 def cache_dir() -> Path:
     """Return the folder of all cached assets and models.
 
-    Returns: $BDUTILS_CACHE, or `bdutils` in the user's cache folder.
+    Returns: $BDUTILS_CACHE, or `bdutils` in the user's cache folder. An empty variable counts
+        as one that is not set: it would mean the working folder.
     Source: ours.
     """
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bdutils"
-    return Path(os.environ.get("BDUTILS_CACHE", default)).expanduser()
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bdutils"
+    return Path(os.environ.get("BDUTILS_CACHE") or default).expanduser()
 
 
 def sha256_of(path: Path) -> str:

@@ -176,6 +176,15 @@ def test_a_second_source_is_tried(cache, offline_pip, monkeypatch):
     assert (assets.asset("toy") / "data.txt").is_file()
 
 
+@pytest.mark.parametrize("variable", ["BDUTILS_CACHE", "XDG_CACHE_HOME"])
+def test_an_empty_variable_does_not_make_the_working_folder_a_cache(monkeypatch, variable):
+    monkeypatch.delenv("BDUTILS_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    default = assets.cache_dir()
+    monkeypatch.setenv(variable, "")
+    assert default.is_absolute() and assets.cache_dir() == default
+
+
 def test_another_folder_can_be_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("BDUTILS_CACHE", "unset")
     bdutils.use_cache(tmp_path / "drive")

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 from statistics import median
 
@@ -49,6 +50,18 @@ def test_outputs_are_stored_and_in_order(name):
     assert "error" not in kinds and "display_data" in kinds
     assert CHAPTERS[name]["metadata"]["kernelspec"]["name"] == "python3"
     assert (ROOT / "chapters" / name).stat().st_size < 1_000_000
+
+
+def test_nothing_that_was_fetched_or_trained_is_in_the_repository():
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is not a clone")
+    tracked = [ROOT / name for name in listed.stdout.split("\0") if name]
+    assert {path.relative_to(ROOT).parts[0] for path in tracked if path.parent != ROOT} == {
+        ".ci", ".github", "_ext", "_static", "bdutils", "chapters", "data", "tests"}
+    assert [path for path in tracked if path.is_file() and path.stat().st_size > 1_000_000] == []
+    assert not {path.suffix for path in tracked} & {
+        ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gz", ".lock", ".whl", ".parquet"}
 
 
 @each_chapter
