@@ -208,9 +208,6 @@ def test_the_leaderboard_is_plain_html_that_can_be_sorted(frame):
     for name, unit in (("ASR", 100), ("DER", 100), ("s", 1)):
         for shown, key in zip(board.shown[name], board.order[name]):
             assert not shown or float(shown.split()[0]) == pytest.approx(unit * key, abs=0.051)
-    # What the page says of the machines behind the seconds.
-    assert {run["hardware"] for run in frame["run"]} == {
-        "Intel(R) Xeon(R) Processor, 1 threads", "AMD EPYC, 1 threads"}
     tags = SortableTable(pd.DataFrame([["<b>"]], columns=["&"]), pd.DataFrame([['"']]), "c")
     assert "&lt;b&gt;" in tags._repr_html_() and "&amp;" in tags._repr_html_()
     with pytest.raises(ValueError, match="cannot be sorted by"):
