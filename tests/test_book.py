@@ -305,6 +305,16 @@ def test_the_package_stays_small():
                 assert node.end_lineno - node.lineno <= 62, f"{path}: {node.name}"
 
 
+def test_no_test_file_imports_another_and_no_module_of_the_package_a_tool():
+    for path in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "bdutils").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [
+                alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not any(name.startswith("test_") for name in names), path
+            assert path.is_relative_to(ROOT / "tests") or not any(
+                name.partition(".")[0] == "tools" for name in names), path
+
+
 def test_nothing_unsafe_and_no_machine_path_is_tracked():
     for path in [*CODE, *book.notebooks()]:
         text = path.read_text()
