@@ -43,7 +43,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # torch goes first and alone, so that pip takes the pinned build and looks for no other.
-$(STAMP): requirements.txt constraints.txt pyproject.toml
+$(STAMP): requirements.txt constraints.txt pyproject.toml setup.py
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q -c constraints.txt torch
 	$(PY) -m pip install -q -r requirements.txt -c constraints.txt
@@ -55,7 +55,7 @@ book: $(STAMP) vendor  ## build the pages from the stored outputs
 	@echo "The book is ready: open $(CURDIR)/$(HTML)/index.html or run 'make serve'."
 
 slides: $(STAMP) vendor  ## cut slides from the chapters; 'make book' then takes them along
-	$(PY) -m bdutils.slides
+	$(PY) -m tools.slides
 
 pdf: $(STAMP)  ## make the book as a PDF; needs LaTeX, see CONTRIBUTING.md
 	@command -v latexmk > /dev/null || { echo "LaTeX is missing: see CONTRIBUTING.md."; exit 1; }
@@ -67,7 +67,7 @@ pdf: $(STAMP)  ## make the book as a PDF; needs LaTeX, see CONTRIBUTING.md
 # not repeated by a later one. What runs alone comes last, and finds the chapters' models trained.
 test: $(STAMP) vendor  ## check everything: code, chapters, stored outputs, pages
 	$(call step,ruff,$(LINT))
-	$(call step,chapters and package in step,$(PY) -m bdutils.book check)
+	$(call step,chapters and package in step,$(PY) -m tools.book check)
 	$(call step,book,rm -rf $(HTML) _build/.doctrees && $(BUILD))
 	$(call step,model and data,$(PY) -m bdutils.assets)
 	$(call step,tests,$(PY) -m pytest tests -q -n 2 --dist loadfile -m "not alone")
@@ -75,13 +75,13 @@ test: $(STAMP) vendor  ## check everything: code, chapters, stored outputs, page
 	$(call step,tests one at a time,$(PY) -m pytest tests -q -m alone)
 
 # The packages of Colab in an environment of their own: about 6 GB, since torch comes with CUDA.
-$(COLAB): tests/colab.txt
+$(COLAB): tools/colab/colab.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q -r $<
 	@touch $@
 
 colab: $(COLAB)  ## run chapters with Colab's versions; CHAPTERS="01 09" takes some of them
-	$(dir $(COLAB))bin/python tests/colab.py $(CHAPTERS)
+	$(dir $(COLAB))bin/python -m tools.colab.run $(CHAPTERS)
 
 # $(call fetched,NAME,VERSION,SHA256,FILE,PARTS,LOSS) unpacks PARTS of a pinned npm package, of
 # which FILE is one, unless it is there. Without npm the book is built all the same.
@@ -110,20 +110,20 @@ edit: $(STAMP)  ## open the chapters in JupyterLab
 	$(BIN)/jupyter lab chapters
 
 notebooks: $(STAMP)  ## run every chapter again and store its outputs
-	$(PY) -m bdutils.book execute
+	$(PY) -m tools.book execute
 
 export: $(STAMP)  ## copy the cells marked '#| export' into bdutils
-	$(PY) -m bdutils.book export
+	$(PY) -m tools.book export
 
 assets: $(STAMP)  ## fetch the model and the data into the cache
 	$(PY) -m bdutils.assets
 
 course: $(STAMP)  ## build the exercise sheets into COURSE, for nbgrader
-	$(PY) -m bdutils.course '$(COURSE)'
+	$(PY) -m tools.course '$(COURSE)'
 
 lint: $(STAMP)  ## check the style of the code
 	$(LINT)
 
 clean:  ## remove what was built; the cache of models and data, .venv and .colab stay
 	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find bdutils tests chapters -name __pycache__ -type d -prune -exec rm -rf {} +
+	find bdutils tools benchmarks tests chapters -name __pycache__ -type d -prune -exec rm -rf {} +

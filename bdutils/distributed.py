@@ -2,7 +2,7 @@
 
 `accelerate launch` (or torchrun) starts the same program several times. The processes form a
 team: each takes its share of every batch, and their gradients are averaged. A program that runs
-alone is a team of one, which changes nothing and does not import `accelerate`.
+alone is a team of one, which changes nothing.
 """
 
 from __future__ import annotations
@@ -50,18 +50,14 @@ class Team:
     def now(cls) -> Team:
         """Return the team that this process was started in.
 
-        Raises: ImportError if there are several processes and no `accelerate`; ValueError if
-            `accelerate` was configured to cut the model up.
+        Raises: ValueError if `accelerate` was configured to cut the model up.
         Source: ours.
         """
         # Some clusters set WORLD_SIZE for every program; only a launcher numbers the processes.
         if int(os.environ.get("WORLD_SIZE", 1)) < 2 or "LOCAL_RANK" not in os.environ:
             return cls()
-        try:
-            from accelerate import Accelerator, DistributedDataParallelKwargs
-        except ImportError as error:
-            raise ImportError("several processes were started, and only `accelerate` lets them "
-                              "train together: run `pip install accelerate`") from error
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+
         # "no": the training loop chooses the precision itself, as it does alone. A loss may leave
         # weights without a gradient; where none is left, PyTorch warns about the search for them.
         made = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no",

@@ -21,9 +21,35 @@ from filelock import FileLock, Timeout
 
 from . import __version__
 from .metrics import Rate, mean_interval, wilson
-from .status import processor
 
-FOLDER = Path(__file__).resolve().parent.parent / "data" / "results"
+
+def shipped() -> Path:
+    """Return the folder of the recorded results and of the figures that papers report.
+
+    Returns:
+        `data` of the clone that holds this package, else the copy that was installed with it.
+
+    Source: ours.
+    """
+    package = Path(__file__).resolve().parent
+    clone = package.parent / "data"
+    return clone if (clone / "reported.json").is_file() else package / "_data"
+
+
+FOLDER = shipped() / "results"
+
+
+def target() -> Path:
+    """Return the folder of new records, if none is named.
+
+    Returns:
+        `data/results` of the clone, and outside of one that of the current folder: what was
+        installed is not written to.
+
+    Source: ours.
+    """
+    return Path("data/results") if FOLDER.parent.name == "_data" else FOLDER
+
 
 _RATE = {"type": "object", "required": ["value", "n", "low", "high"],
          "properties": {"value": {"type": "number"}, "n": {"type": "integer", "minimum": 1},
@@ -56,6 +82,17 @@ SCHEMA = {
     },
 }
 _VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)  # made once: a sweep reads many records
+
+
+def processor() -> str:
+    """Name the processor.
+
+    Source: ours.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines()
+             if line.startswith("model name")] if cpuinfo.is_file() else []
+    return (names or [platform.processor() or "CPU"])[0]
 
 
 def hardware() -> str:
@@ -97,10 +134,13 @@ def record(*, metrics: dict[str, Rate | float], seconds: dict[str, float],
 def place(study: str, name: str, folder: Path | None = None) -> Path:
     """Return where the record of a run is kept.
 
-    Args: study, name: of the run; folder: of all studies, `data/results` if None.
+    Args:
+        study, name: Of the run.
+        folder: Of all studies, that of `target` if None.
+
     Source: ours.
     """
-    return (folder or FOLDER) / study / f"{name}.json"
+    return (folder or target()) / study / f"{name}.json"
 
 
 @contextlib.contextmanager
@@ -132,9 +172,16 @@ def claimed(path: Path) -> Iterator[bool]:
 def save(made: dict, folder: Path | None = None) -> Path:
     """Write one record, whole or not at all.
 
-    Args: made: from `record`; folder: of all studies, `data/results` if None.
-    Returns: the file's path.
-    Raises: OSError if it cannot be written; what was there before stays.
+    Args:
+        made: From `record`.
+        folder: Of all studies, that of `target` if None.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        OSError: It cannot be written; what was there before stays.
+
     Source: ours.
     """
     path, temporary = place(made["study"], made["name"], folder), None
@@ -180,8 +227,14 @@ def read(path: Path) -> dict:
 def load(study: str, folder: Path | None = None) -> list[dict]:
     """Read all records of a study, in order of their names.
 
-    Args: study: name of its folder; folder: of all studies, `data/results` if None.
-    Raises: FileNotFoundError for an unknown study; ValueError for a damaged record.
+    Args:
+        study: Name of its folder.
+        folder: Of all studies, the recorded ones of the book if None.
+
+    Raises:
+        FileNotFoundError: No such study.
+        ValueError: A record is damaged.
+
     Source: ours.
     """
     base = folder or FOLDER

@@ -10,6 +10,7 @@ settings.register_profile("book", deadline=None, max_examples=40, derandomize=Tr
 settings.load_profile("book")
 torch.set_num_threads(1)  # the models here are too small for two threads to help
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+pytest.register_assert_rewrite("helpers")  # an assertion in there says what it compared
 
 
 @pytest.fixture

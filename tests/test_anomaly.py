@@ -5,7 +5,7 @@ import inspect
 import itertools
 import math
 import random
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache, partial
 from math import log
 from types import SimpleNamespace
@@ -13,51 +13,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.checks import has_ranges, near, unnoticed
+from helpers.texts import NAMES, POOL, RESERVED, TWO_LAYERS, WORDS, at, detector, made
+from helpers.walls import SECRETS, imported, names_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import calinski_harabasz_score
-from test_bedkd import imported
-from transformers import AutoModelForSequenceClassification, BertConfig, BertTokenizerFast
 
-from bdutils.data import DefenderView, ReservedSet, TrainingSet
+from bdutils.data import ReservedSet
 from bdutils.defenses import anomaly
-from bdutils.defenses.anomaly import Detector, DetectorSettings, Flags, Moments
-from bdutils.models import Classifier
+from bdutils.defenses.anomaly import Flags, Moments
 from bdutils.probing import hidden_states
-
-NAMES = ("bad", "good")
-WORDS = "the a film plot cast is was very and long dull warm odd new old with cf of it no".split()
-SIZES = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3,
-         "num_attention_heads": 2, "max_position_embeddings": 32, "pad_token_id": 0,
-         "initializer_range": 0.5}  # a wide start, so that texts differ in their states
-TWO_LAYERS = DetectorSettings(layers=2)
-
-
-def built(config):
-    """Return a classifier of random weights and 27 words, whose texts end with token 3."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *NAMES, *WORDS]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForSequenceClassification.from_config(config).eval()
-    return Classifier(model, BertTokenizerFast(vocab={w: i for i, w in enumerate(words)}), 16)
-
-
-@cache
-def made():
-    found = built(BertConfig(**SIZES))
-    found.model.classifier.bias.data -= found.logits(some_texts(99, 9)).median(0).values
-    return found  # it gives both answers
-
-
-def some_texts(count, seed):
-    rng = random.Random(seed)
-    return tuple(" ".join([*rng.choices(WORDS, k=rng.randint(2, 11)), NAMES[i % 2]])
-                 for i in range(count))
-
-
-RESERVED = ReservedSet(some_texts(60, 1), (0, 1) * 30, NAMES)
-POOL = TrainingSet(some_texts(50, 2), (0, 1) * 25, NAMES)
-VIEW = DefenderView(RESERVED, POOL)
 
 
 def random_states(n, layers=3, dims=4):
@@ -72,52 +38,6 @@ def summed(states, labels, classes=2):
         sums.add(states, labels)
     return sums
 
-
-def near(values, **options):
-    return pytest.approx(values, **{"abs": 1e-5, "rel": 1e-5, **options})
-
-
-# Each function has a check by plain arithmetic, which takes the function as an argument, so
-# that the same check can be given a mutant.
-
-
-def mutant(module, name, old="", new=""):
-    """Compile a function anew with a change in its text."""
-    text = inspect.getsource(getattr(module, name))
-    assert not old or text.count(old) == 1, f"{name} has changed: adapt the mutation {old!r}"
-    space = dict(vars(module))
-    exec(compile(text.replace(old, new) if old else text, "<mutant>", "exec"), space)
-    return space[name]
-
-
-def unnoticed(module, check, changes):
-    """Return the changes of a function's text that its check lets pass."""
-    name, missed = check.__name__.removeprefix("check_"), []
-    check(getattr(module, name))
-    # Otherwise an error of the machinery would look like a mutation that was noticed.
-    check(mutant(module, name))
-    for change in changes:
-        changed = mutant(module, name, *change)
-        try:
-            check(changed)
-        except AssertionError:
-            continue
-        missed.append(change)
-    return missed
-
-
-def accepts(kind, **changes):
-    try:
-        return changes.items() <= asdict(kind(**changes)).items()
-    except ValueError as error:
-        assert str(error).startswith(f"cannot go on with {kind.__name__}(")
-        assert str(error).endswith(": a field is out of its range")
-        return False
-
-
-def has_ranges(kind, good, bad):
-    assert all(accepts(kind, **{name: value}) for name, value in good)
-    assert not any(accepts(kind, **{name: value}) for name, value in bad)
 
 
 # ------------------------------------------------------------- sums and scores
@@ -249,15 +169,6 @@ def check_cut(cut):
     for fpr, wanted in ((0.05, 0.9), (0.2, 0.6), (0.5, 0.0)):
         assert cut(CLEAN, 0.5, fpr) == near(wanted)
     assert cut(at([-1.0, 1.0]), 0.75, 0.05) == near(0.75 * 0.9)
-
-
-def at(z):
-    """Return raw scores whose distance is z spreads off the clean mean."""
-    return torch.tensor([[2 + value, 0.4] for value in z])
-
-
-def detector(clean, labels, **changes):
-    return Detector(None, None, None, (), clean, tuple(labels), replace(TWO_LAYERS, **changes))
 
 
 def test_center_and_layers_come_from_calibration_rows_and_only_the_scale_from_others(monkeypatch):
@@ -530,15 +441,6 @@ def test_functions_are_what_plain_arithmetic_says_and_every_mutation_is_noticed(
 
 
 # ----------------------------------------------------------------------- roles
-
-SECRETS = {"test", "TestSet", "Task", "Victim", "Truth", "truth", "poisoned", "trigger",
-           "target_label", "triggered", "asr"}
-
-
-def names_in(tree):
-    return {getattr(node, field) for node in ast.walk(tree)
-            for field in ("id", "attr", "arg", "name", "module")
-            if isinstance(getattr(node, field, None), str)}
 
 
 def test_the_detector_knows_nothing_of_attacks_victims_and_test_data():

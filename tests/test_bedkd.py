@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.checks import same
+from helpers.walls import imported
 from torch import nn
 
-import bdutils
 from bdutils.data import DefenderView, ReservedSet, TrainingSet
 from bdutils.defenses import bedkd as akd
 from bdutils.defenses import mapping
@@ -356,10 +357,6 @@ def test_the_module_has_a_temperature_and_epochs_of_its_own(linear, monkeypatch)
                         sign=1, read=None: passes.append((temperature, sign, len(steps))))
     mapping.mapping_module(linear[0], linear[1], BeDKDSettings(dmm_epochs=3), read_linear)
     assert passes == [(1.5, 1, 2)] * 3
-
-
-def same(one, two):
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 # ----------------------------------------------------------------- the scan
@@ -851,24 +848,6 @@ def test_the_defense_is_given_a_model_and_a_view_and_nothing_else(tiny, toy_task
                   (toy_task.train, toy_task.train)):
         with pytest.raises(TypeError, match="must be a"):
             DefenderView(*parts)
-
-
-def imported(path):
-    """Return the modules of the package that a module of it imports, itself or by others."""
-    root, found, todo = Path(bdutils.__file__).parent, set(), [Path(path)]
-    while todo:
-        here = todo.pop()
-        found.add(here.relative_to(root).as_posix())
-        for node in ast.walk(ast.parse(here.read_text(encoding="utf8"))):
-            if not isinstance(node, ast.ImportFrom) or not node.level:
-                assert "bdutils" not in (ast.unparse(node) if isinstance(
-                    node, ast.Import | ast.ImportFrom) else "")
-                continue
-            base = here.parents[node.level - 1].joinpath(*(node.module or "").split("."))
-            for one in (base.with_suffix(".py"), *(base / f"{a.name}.py" for a in node.names)):
-                if one.is_file() and one.relative_to(root).as_posix() not in found:
-                    todo.append(one)
-    return found
 
 
 def test_the_defense_knows_nothing_of_attacks_victims_and_test_data():

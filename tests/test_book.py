@@ -12,15 +12,18 @@ from statistics import median
 import nbformat
 import pytest
 import yaml
-from pages import contents
+from docutils.core import publish_doctree
+from helpers.pages import contents
 
 import bdutils
-from bdutils import book
+from tools import book
+from tools.sphinx import docstrings, runs, terms
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = {path.name: json.loads(path.read_text(encoding="utf8"))
             for path in book.notebooks(template=True)}
 TEMPLATE = "_template.ipynb"
+CODE = sorted([*(ROOT / "bdutils").rglob("*.py"), *(ROOT / "tools").glob("*.py")])
 each_chapter = pytest.mark.parametrize("name", CHAPTERS)
 
 
@@ -58,7 +61,7 @@ def test_nothing_that_was_fetched_or_trained_is_in_the_repository():
         pytest.skip("this is not a clone")
     tracked = [ROOT / name for name in listed.stdout.split("\0") if name]
     assert {path.relative_to(ROOT).parts[0] for path in tracked if path.parent != ROOT} == {
-        ".ci", ".github", "_ext", "_static", "bdutils", "chapters", "data", "tests"}
+        ".ci", ".github", "_static", "bdutils", "benchmarks", "chapters", "data", "tests", "tools"}
     assert [path for path in tracked if path.is_file() and path.stat().st_size > 1_000_000] == []
     assert not {path.suffix for path in tracked} & {
         ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gz", ".lock", ".whl", ".parquet"}
@@ -206,7 +209,8 @@ def test_contents_and_folder_agree():
 def test_every_module_is_in_the_reference_once():
     pages = "".join(path.read_text() for path in (ROOT / "chapters/api").glob("*.md"))
     named = re.findall(r"automodule:: (\S+)", pages)
-    assert sorted(named) == sorted(module.__name__ for module in modules())
+    assert sorted(named) == sorted(module.__name__ for module in modules()
+                                   if module.__name__.startswith("bdutils."))
 
 
 @pytest.mark.parametrize(("plain", "wanted"), [
@@ -221,18 +225,11 @@ def test_every_module_is_in_the_reference_once():
       "* ``x, y``: places."]),
     (["Run it.", "", "    run a   # *all*", "    run b", "", "Then", "read."],
      ["Run it.", "", "::", "", "    run a   # *all*", "    run b", "", "Then read."])])
-def test_docstrings_become_markup(plain, wanted, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "_ext"))
-    import docstrings
-
+def test_docstrings_become_markup(plain, wanted):
     assert docstrings.as_rst(plain) == wanted
 
 
-def test_first_mentions_of_terms_become_links(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "_ext"))
-    import terms
-    from docutils.core import publish_doctree
-
+def test_first_mentions_of_terms_become_links():
     assert {"ASR", "trigger", "target label"} <= set(terms.terms()) and "gap" not in terms.terms()
     page = publish_doctree("ASR\n===\n\nTriggers; a RAM. Trigger, ``ASR``, trigger, target label: "
                            "ASR.\n", settings_overrides={"report_level": 5})
@@ -245,10 +242,7 @@ def test_first_mentions_of_terms_become_links(monkeypatch):
     assert terms.link_terms(page, ["trigger", "ASR"]) == []  # linked by hand, or before
 
 
-def test_status_tables_say_what_the_records_say(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "_ext"))
-    import runs
-
+def test_status_tables_say_what_the_records_say(tmp_path):
     run = {"wall_seconds": 59.6, "cpu_seconds": 125, "peak_memory_mib": 1536,
            "trained": ["x", "y"], "seeds": [0], "threads": 2, "date": "2026-01-02",
            "machine": {"processor": "a processor", "gpu": None},
@@ -283,7 +277,7 @@ def public(module):
 def modules():
     import importlib
 
-    for path in sorted((ROOT / "bdutils").rglob("*.py")):
+    for path in CODE:
         if path.stem not in ("__init__", "__main__"):
             yield importlib.import_module(
                 ".".join(path.relative_to(ROOT).with_suffix("").parts))
@@ -302,7 +296,7 @@ def test_public_functions_are_typed_and_sourced():
 
 
 def test_the_package_stays_small():
-    for path in (ROOT / "bdutils").rglob("*.py"):
+    for path in CODE:
         lines = path.read_text().splitlines()
         # Every exported cell adds a marker and blank lines, which nobody has to learn.
         assert sum(bool(x.strip()) and not x.startswith("# %%") for x in lines) <= 400, path
@@ -311,8 +305,18 @@ def test_the_package_stays_small():
                 assert node.end_lineno - node.lineno <= 62, f"{path}: {node.name}"
 
 
+def test_no_test_file_imports_another_and_no_module_of_the_package_a_tool():
+    for path in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "bdutils").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [
+                alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not any(name.startswith("test_") for name in names), path
+            assert path.is_relative_to(ROOT / "tests") or not any(
+                name.partition(".")[0] == "tools" for name in names), path
+
+
 def test_nothing_unsafe_and_no_machine_path_is_tracked():
-    for path in [*(ROOT / "bdutils").rglob("*.py"), *book.notebooks()]:
+    for path in [*CODE, *book.notebooks()]:
         text = path.read_text()
         assert "torch.load" not in text and "trust_remote_code" not in text, path
         assert not re.search(r"/(home|root|tmp|Users)/\w", text), path

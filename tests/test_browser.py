@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
-from pages import HTML, PAGES, missing
+from helpers.pages import HTML, PAGES, missing
 from playwright.sync_api import Page, expect, sync_playwright
 
 SCRIPT = Path(__file__).with_name("browser.js").read_text()

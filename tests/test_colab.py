@@ -3,16 +3,17 @@
 import subprocess
 from pathlib import Path
 
-import colab
-import colab_pins
 import nbformat
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from tools.colab import pins
+from tools.colab import run as colab
+
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTER = ROOT / "chapters/01_five_minutes.ipynb"
-COLAB = {r.name: r for line in (ROOT / "tests/colab.txt").read_text().splitlines()
+COLAB = {r.name: r for line in (ROOT / "tools/colab/colab.txt").read_text().splitlines()
          if line and line[0] != "#" for r in (Requirement(line),)}
 
 
@@ -74,8 +75,8 @@ tokenizers-extra==9
 torch @ https://example.org/whl/cu128/torch-2.12.1%2Bcu128-cp313-cp313-linux.whl#sha256=a7
 tqdm==4.67.1
 """
-    pins = ("# torch==1\ntorch==2.11.0\ntokenizers==0.22.2\nhuggingface_hub==1.27.0\n"
+    old = ("# torch==1\ntorch==2.11.0\ntokenizers==0.22.2\nhuggingface_hub==1.27.0\n"
             "numpy==2.0\ntqdm")
-    assert colab_pins.newer(pins, published).splitlines() == [
+    assert pins.newer(old, published).splitlines() == [
         "# torch==1", "torch==2.12.1", "tokenizers==0.22.2", "huggingface_hub==1.30.0",
         "numpy==2.1.3", "tqdm==4.67.1"]

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_interface import TRAINING, rows_of
+from helpers.pictures import TRAINING
+from helpers.pictures import thirds as rows_of
 
 from bdutils import comparison, results, studies
 from bdutils.attacks.images import PatchTrigger
@@ -272,9 +273,8 @@ def test_a_model_that_never_saw_the_mark_learns_it_from_enough_rows(victim):
 
 
 @pytest.fixture
-def landing(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "_ext"))
-    import landing
+def landing():
+    from tools.sphinx import landing
 
     return landing
 

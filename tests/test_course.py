@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from bdutils import book, course
+from tools import book, course
 
 TASKS = {path.stem: course.read(path)[1] for path in sorted(course.SHEETS.glob("*.yml"))}
 TESTED = {name: [t for t in tasks if t.tested] for name, tasks in TASKS.items()}

@@ -12,25 +12,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from scipy.stats import fisher_exact
-from test_anomaly import (
+from helpers.checks import has_ranges, near, same, unnoticed
+from helpers.texts import (
     NAMES,
     POOL,
     RESERVED,
-    SECRETS,
     SIZES,
     VIEW,
     at,
     built,
     detector,
-    has_ranges,
     made,
-    names_in,
-    near,
     some_texts,
-    unnoticed,
 )
-from test_bedkd import imported, same
+from helpers.walls import SECRETS, imported, names_in
+from scipy.stats import fisher_exact
 from torch import nn
 from transformers import LlamaConfig
 

@@ -8,9 +8,10 @@ from dataclasses import fields
 
 import pytest
 import torch
-from test_anomaly import SECRETS, built, mutant, names_in, near
-from test_anomaly import SIZES as BERT_SIZES
-from test_bedkd import imported
+from helpers.checks import mutant, near
+from helpers.texts import SIZES as BERT_SIZES
+from helpers.texts import built
+from helpers.walls import SECRETS, imported, names_in
 from transformers import BertConfig
 
 from bdutils.attacks.text import BigramModel

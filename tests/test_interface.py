@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_ntml import thirds as rows_of
+from helpers.pictures import TRAINING
+from helpers.pictures import thirds as rows_of
 
 from bdutils.attacks.images import PatchTrigger
 from bdutils.attacks.text import PoisonSettings
@@ -17,13 +18,11 @@ from bdutils.defenses.dup import DUPSettings
 from bdutils.defenses.guards import Guard, OnionSettings, StripSettings
 from bdutils.defenses.interface import Case, Outcome, repair
 from bdutils.defenses.ntml import NTMLSettings
-from bdutils.images import PictureSettings
 from bdutils.metrics import REFUSED
 from bdutils.studies import STUDIES
 from bdutils.training import TrainSettings, train
 from bdutils.victims import evaluate, untrained
 
-TRAINING = PictureSettings(epochs=4, batch_size=32, lr=0.05, pad=1, flip=False)
 KINDS = (TuningSettings, MinimaxSettings, StripSettings, OnionSettings, BeDKDSettings, DUPSettings,
          NTMLSettings)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bdutils import lab
 from bdutils.data import ReservedSet, TrainingSet
 from bdutils.training import TrainSettings
+from tools import lab
 
 PAGE = Path(__file__).resolve().parent.parent / "chapters/teaching/lab.md"
 SEED = 3  # a sentence, nothing, a word: a test below sees to it
@@ -31,8 +31,8 @@ def world(tmp_path_factory, tiny_folder):
                       training=TrainSettings(epochs=1, batch_size=20, max_length=24))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BDUTILS_CACHE", str(root / "cache"))
-        for module in ("lab", "victims"):
-            patch.setattr(f"bdutils.{module}.encoder_source", lambda *_: str(tiny_folder))
+        for module in ("tools.lab", "bdutils.victims"):
+            patch.setattr(f"{module}.encoder_source", lambda *_: str(tiny_folder))
         commitment = lab.make(root / "lab", SEED, setup)
         yield root, setup, commitment
 
@@ -166,7 +166,7 @@ def test_a_bad_verdict_is_refused(folder, change, message):
     with pytest.raises(lab.LabError, match=message):
         lab.submit(folder, path)
     assert not (folder / "registered.json").exists()
-    with pytest.raises(lab.LabError, match="has no verdict: run `python -m bdutils.lab submit`"):
+    with pytest.raises(lab.LabError, match="has no verdict: run `python -m tools.lab submit`"):
         lab.opened(folder)
 
 

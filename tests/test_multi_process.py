@@ -276,12 +276,6 @@ def started(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
 
 
-def test_several_processes_need_accelerate(started, monkeypatch):
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(ImportError, match="run `pip install accelerate`"):
-        Team.now()
-
-
 def test_cut_up_models_are_refused(started, monkeypatch):
     class Configured:
         distributed_type = type("Kind", (), {"value": "FSDP"})

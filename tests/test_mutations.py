@@ -5,7 +5,7 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from bdutils import book
+from tools import book
 
 # What is put behind the set-up cell. Models come from the cache as they are; the mutation
 # changes what the page measures.

@@ -11,15 +11,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_anomaly import SECRETS, VIEW, built, mutant, names_in, near, unnoticed
-from test_anomaly import SIZES as BERT_SIZES
-from test_bedkd import imported
+from helpers.checks import mutant, near, unnoticed
+from helpers.pictures import NAMES, thirds
+from helpers.texts import SIZES as BERT_SIZES
+from helpers.texts import VIEW, built
+from helpers.walls import SECRETS, imported, names_in
 from torch import nn
 from transformers import BertConfig
 
 from bdutils.attacks.images import PatchTrigger
 from bdutils.attacks.text import PoisonSettings
-from bdutils.data import DefenderView, Pictures, ReservedSet, Task, TestSet, TrainingSet
+from bdutils.data import DefenderView, ReservedSet, Task, TestSet, TrainingSet
 from bdutils.defenses import baselines as bl
 from bdutils.defenses import interface, runs
 from bdutils.defenses import ntml as nt
@@ -30,18 +32,7 @@ from bdutils.studies import DecoyTrigger
 from bdutils.training import TrainSettings, train
 from bdutils.victims import evaluate, untrained
 
-NAMES = ("left", "middle", "right")
 TRAINING = PictureSettings(epochs=8, batch_size=32, lr=0.05, pad=1, flip=False)
-
-
-def thirds(role, n, seed):
-    """A bright third says the class."""
-    rng = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 90, (n, 1, 12, 12), generator=rng, dtype=torch.uint8)
-    labels = tuple(i % 3 for i in range(n))
-    for i, label in enumerate(labels):
-        pixels[i, :, 1:-3, 4 * label:4 * label + 4] += 110
-    return role(Pictures(pixels), labels, NAMES)
 
 
 @pytest.fixture(scope="module")

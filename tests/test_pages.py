@@ -6,17 +6,11 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
-from bs4 import BeautifulSoup
-from pages import HTML, PAGES, ROOT, missing
+from helpers.pages import HTML, PAGES, ROOT, page
+
+from tools.sphinx import citation
 
 each_page = pytest.mark.parametrize("name", PAGES)
-
-
-@functools.cache
-def page(name: str) -> BeautifulSoup:
-    if not (HTML / name).is_file():
-        missing(f"{name} is not built: run `make book` first")
-    return BeautifulSoup((HTML / name).read_bytes(), "html.parser")
 
 
 @functools.cache
@@ -86,10 +80,7 @@ def test_what_a_link_preview_shows(name):
     assert 50 < len(given["description"]) < 300 and "Colab ·" not in given["description"]
 
 
-def test_the_citation_says_what_the_file_says(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "_ext"))
-    import citation
-
+def test_the_citation_says_what_the_file_says():
     about = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     text = citation.bibtex(about)
     assert all(about[key] in text for key in ("title", "version", "repository-code"))

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_anomaly import POOL, SIZES, built
+from helpers.texts import POOL, SIZES, built
 from transformers import BartConfig, LlamaConfig
 
 from bdutils.probing import (

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from bdutils import book, slides
+from tools import book, slides
 
 TEXT = """(ch-x)=
 # A title

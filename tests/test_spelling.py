@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import spylls.hunspell
 from bs4 import BeautifulSoup, NavigableString
+from helpers.pages import PAGES, ROOT, page
 from markdown_it import MarkdownIt
-from pages import PAGES, ROOT
-from test_pages import page
 
 WORDS = Path(__file__).with_name("words.txt")
 # No prose, or not ours: code and what it prints, formulas, signatures, titles of cited papers.

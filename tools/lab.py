@@ -1,8 +1,8 @@
 """The lab: three suspicious checkpoints, of which nobody knows the truth until it is opened.
 
-    python -m bdutils.lab make FOLDER [--seed N] [--data NAME] [--rows N] [--truth FILE]
-    python -m bdutils.lab submit FOLDER VERDICT.json
-    python -m bdutils.lab open FOLDER [--truth FILE]
+    python -m tools.lab make FOLDER [--seed N] [--data NAME] [--rows N] [--truth FILE]
+    python -m tools.lab submit FOLDER VERDICT.json
+    python -m tools.lab open FOLDER [--truth FILE]
 
 `make` trains the suspects and seals what was done to them, `submit` checks and registers a
 verdict, and `open` breaks the seal and scores. The page on the lab tells the story.
@@ -22,15 +22,15 @@ import zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from . import scale
-from .assets import AssetError, sha256_of
-from .attacks.text import TRIGGERS, PoisonSettings, Trigger, poison, require_visible
-from .data import DefenderView, ReservedSet, Task, TrainingSet, load_task
-from .defenses.interface import Case
-from .metrics import cacc
-from .models import Classifier, encoder_source
-from .training import TrainSettings, train
-from .victims import Scores, evaluate, untrained, victim
+from bdutils import scale
+from bdutils.assets import AssetError, sha256_of
+from bdutils.attacks.text import TRIGGERS, PoisonSettings, Trigger, poison, require_visible
+from bdutils.data import DefenderView, ReservedSet, Task, TrainingSet, load_task
+from bdutils.defenses.interface import Case
+from bdutils.metrics import cacc
+from bdutils.models import Classifier, encoder_source
+from bdutils.training import TrainSettings, train
+from bdutils.victims import Scores, evaluate, untrained, victim
 
 SUSPECTS = ("suspect-a", "suspect-b", "suspect-c")
 # Not those of the chapters, which everybody has read. Some of them are drawn for each suspect.
@@ -261,7 +261,7 @@ def _about(folder: Path) -> tuple[Setup, tuple[str, ...], str]:
     path = Path(folder) / ABOUT
     if not path.is_file():
         raise LabError(f"{folder} is no lab, since it has no {ABOUT}: make one with `python -m "
-                       f"bdutils.lab make {folder}`")
+                       f"tools.lab make {folder}`")
     about = json.loads(path.read_text(encoding="utf8"))
     setup = Setup(**about["setup"])
     return (replace(setup, training=TrainSettings(**about["setup"]["training"])),
@@ -384,7 +384,7 @@ def opened(folder: Path, truth: Path | None = None) -> dict[str, Score]:
     """
     folder, (setup, _, commitment) = Path(folder), _about(folder)
     if not (folder / VERDICT).is_file():
-        raise LabError(f"{folder} has no verdict: run `python -m bdutils.lab submit` first, since "
+        raise LabError(f"{folder} has no verdict: run `python -m tools.lab submit` first, since "
                        "afterwards everybody knows")
     sealed = unseal(truth or folder / SEALED, commitment)
     record = json.loads((folder / VERDICT).read_text(encoding="utf8"))
@@ -441,7 +441,7 @@ def report(scores: dict[str, Score]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command of this tool; see the module's text."""
-    parser = argparse.ArgumentParser(prog="python -m bdutils.lab", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m tools.lab", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, words in (("make", "train three suspects"), ("submit", "register a verdict"),

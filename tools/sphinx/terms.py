@@ -6,7 +6,7 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 
-GLOSSARY = Path(__file__).resolve().parent.parent / "chapters" / "glossary.md"
+GLOSSARY = Path(__file__).resolve().parents[2] / "chapters" / "glossary.md"
 # Everyday words too: a link from each page's first "gap" would explain another gap than is meant.
 EVERYDAY = {"adapter", "floor", "gap", "gate", "guard", "student", "suspect", "teacher"}
 # Text in these is a name, code or a link already.

@@ -12,21 +12,16 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from . import __version__, scale
+from bdutils import __version__, scale
 
-FOLDER = Path(__file__).resolve().parent.parent / "data" / "status"
-MEASURE = "from bdutils import status\nprint(status.spent())"  # the last thing that a kernel runs
-
-
-def processor() -> str:
-    """Name the processor.
-
-    Source: ours.
-    """
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines()
-             if line.startswith("model name")] if cpuinfo.is_file() else []
-    return (names or [platform.processor() or "CPU"])[0]
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "data" / "status"
+# The last thing that a kernel runs; it was started in the folder of the chapters.
+MEASURE = f"""\
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from tools import status
+print(status.spent())"""
 
 
 def spent() -> str:
@@ -36,10 +31,12 @@ def spent() -> str:
     """
     import torch
 
-    from . import assets
-
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF,
                                                          resource.RUSAGE_CHILDREN))
+    # Afterwards: what these need is not what the chapter needed.
+    from bdutils import assets
+    from bdutils.results import processor
+
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     gpu = torch.cuda.is_available()
     return json.dumps({

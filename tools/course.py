@@ -1,4 +1,4 @@
-"""Exercise sheets for a class, in the form of nbgrader: `python -m bdutils.course [FOLDER]`.
+"""Exercise sheets for a class, in the form of nbgrader: `python -m tools.course [FOLDER]`.
 
 An exercise's statement and solution stay in its chapter. A file of `chapters/teaching/sheets`
 adds what a sheet needs beside them: set-up, a stub, points, tests that students see and tests

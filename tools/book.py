@@ -1,9 +1,9 @@
 """The authors' tool: keep chapters, package and addresses in step.
 
-    python -m bdutils.book export          marked cells -> modules of the package
-    python -m bdutils.book check           fail if that would change anything
-    python -m bdutils.book execute [NAME]  run chapters, store their outputs, in place
-    python -m bdutils.book address URL     write the repository's address everywhere
+    python -m tools.book export          marked cells -> modules of the package
+    python -m tools.book check           fail if that would change anything
+    python -m tools.book execute [NAME]  run chapters, store their outputs, in place
+    python -m tools.book address URL     write the repository's address everywhere
 
 A code cell that starts with `#| export` is copied into the module that the notebook's
 `#| default_exp` names, so the reader, the tests and later chapters use one and the same code.
@@ -187,7 +187,7 @@ def main(arguments: list[str]) -> None:
         case ["check"]:
             if stale := check():
                 raise SystemExit(f"out of step with the chapters: {', '.join(stale)}; run "
-                                 "`python -m bdutils.book export`")
+                                 "`python -m tools.book export`")
             print("chapters and package are in step")
         case ["execute", *names]:
             execute([p for p in notebooks(template=True)

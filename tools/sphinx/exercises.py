@@ -5,7 +5,7 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from bdutils import book
+from tools import book
 
 
 class ExerciseTable(SphinxDirective):

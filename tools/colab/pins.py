@@ -1,6 +1,6 @@
-"""Print tests/colab.txt with the versions of a newer list of Colab's.
+"""Print tools/colab/colab.txt with the versions of a newer list of Colab's.
 
-    python tests/colab_pins.py pip-freeze.txt > newer.txt
+    python -m tools.colab.pins pip-freeze.txt > newer.txt
 
 The list is pip-freeze.txt of github.com/googlecolab/backend-info.
 """

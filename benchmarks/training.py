@@ -1,6 +1,6 @@
 """How fast is the training loop, beside a plain loop and beside the machine itself?
 
-    python tests/benchmark_training.py
+    python benchmarks/training.py
 
 All three are timed in turn in one process, three times, and the medians are compared; the
 record goes to data/results/throughput. Run nothing else on the machine meanwhile.
@@ -68,7 +68,7 @@ def main() -> None:
     made = results.record(
         study="throughput", name="training", method="training", task="snippets", scale="small",
         settings={"rows": ROWS, "padded_to": PADDED, "repeats": REPEATS},
-        data=task.fingerprint(), seed=0, command="python tests/benchmark_training.py",
+        data=task.fingerprint(), seed=0, command="python benchmarks/training.py",
         metrics={"speedup_over_plain_loop": round(speedup, 2),
                  "share_of_matrix_rate": round(median(measured["share"]), 3),
                  "matrix_gflops": round(median(measured["gflops"]), 1),

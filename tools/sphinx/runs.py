@@ -10,7 +10,8 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from bdutils import book, results, status
+from bdutils import results
+from tools import book, status
 
 
 def chapter_rows(paths: Iterable[Path], folder: Path = status.FOLDER) -> list[list[str]]:

@@ -6,9 +6,9 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from bdutils import book
+from tools import book
 
-SLIDES = Path(__file__).resolve().parent.parent / "_build" / "slides"
+SLIDES = Path(__file__).resolve().parents[2] / "_build" / "slides"
 
 
 class Decks(SphinxDirective):

@@ -1,6 +1,6 @@
 """What does each defense cost, beside the training of the model that it defends?
 
-    python tests/benchmark_defenses.py [texts | pictures]
+    python benchmarks/defenses.py [texts | pictures]
 
 One after the other in one process and on one thread: a victim is trained, every defense is run
 on it, and the plain and the defended model read the same rows. All times are processor time, so
@@ -66,7 +66,7 @@ def main(kind: str) -> dict:
     made = results.record(
         study="throughput", name=f"defenses-{kind}", method="defenses", task=task.name,
         scale="small", settings={"attack": attack, "rows_read": READ, "repeats": REPEATS, **how},
-        data=task.fingerprint(), seed=0, command=f"python tests/benchmark_defenses.py {kind}",
+        data=task.fingerprint(), seed=0, command=f"python benchmarks/defenses.py {kind}",
         metrics={k: round(v, 4) for k, v in ratios.items()},
         seconds={"training_processor_time": training})
     print(results.save(made).name)

@@ -1,6 +1,6 @@
 """How fast is BeDKD here, beside a direct reading of the authors' loop?
 
-    python tests/benchmark_bedkd.py
+    python benchmarks/bedkd.py
 
 Both take the same steps on the same batches, from the same weights, in turn in one process,
 three times; the medians are compared and so are the purified models. The record goes to
@@ -220,7 +220,7 @@ def main() -> dict:
                   "cycles": CYCLES, "punished": len(rows), "scan_cap": SCAN_CAP,
                   "test_rows": [len(part) for part in tests], "compared": COMPARED,
                   "repeats": REPEATS},
-        data=task.fingerprint(), seed=chosen.seed, command="python tests/benchmark_bedkd.py",
+        data=task.fingerprint(), seed=chosen.seed, command="python benchmarks/bedkd.py",
         # The authors' loop looks at the test sets after each cycle; ours never has to.
         metrics={"speedup_over_direct_loop": speedup("total"),
                  "speedup_if_only_theirs_evaluates": speedup(*PHASES, without="evaluation"),

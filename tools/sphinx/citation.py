@@ -6,7 +6,7 @@ import yaml
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-FILE = Path(__file__).resolve().parent.parent / "CITATION.cff"
+FILE = Path(__file__).resolve().parents[2] / "CITATION.cff"
 
 
 def bibtex(about: dict) -> str:

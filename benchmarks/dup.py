@@ -1,6 +1,6 @@
 """How fast is DUP's detector here, and how much memory does it take?
 
-    python tests/benchmark_dup.py [--smoke]
+    python benchmarks/dup.py [--smoke]
 
 Speed: ours and a direct reading of the authors' code, on the same victim and rows, in turn in
 one process, three times; medians and scores are compared. Memory: up to 100,000 rows go through
@@ -193,7 +193,7 @@ def speed(smoke: bool) -> dict:
         settings={"calibration": len(parts[0]), "threshold": len(parts[1]), "pool": len(parts[2]),
                   "layers": chosen.layers, "weight": chosen.weight, "direct_batch": BATCH,
                   "repeats": REPEATS},
-        data=task.fingerprint(), seed=chosen.seed, command="python tests/benchmark_dup.py",
+        data=task.fingerprint(), seed=chosen.seed, command="python benchmarks/dup.py",
         metrics={"speedup_over_direct": speedup(*PHASES),
                  "speedup_without_forward": speedup(*PHASES[1:]),
                  **{f"speedup_{phase}": speedup(phase) for phase in PHASES},
@@ -265,7 +265,7 @@ def memory(smoke: bool) -> dict:
         settings={"rows": {kind: list(counts) for kind, counts in sizes.items()},
                   "layers": config.num_hidden_layers, "dims": config.hidden_size,
                   "intermediate": config.intermediate_size, "words": [4, 6]},
-        data=made_rows(1000).fingerprint(), seed=0, command="python tests/benchmark_dup.py",
+        data=made_rows(1000).fingerprint(), seed=0, command="python benchmarks/dup.py",
         metrics=metrics, seconds=seconds)
 
 

@@ -1,4 +1,4 @@
-"""Slides cut from the chapters: `python -m bdutils.slides`, or `make slides`.
+"""Slides cut from the chapters: `python -m tools.slides`, or `make slides`.
 
 The metadata of a cell say what of it is shown, and nothing is copied:
 
@@ -278,7 +278,7 @@ def build(out: Path = OUT) -> list[Path]:
     for name in SCRIPTS:
         if not (VENDOR / name).is_dir():
             raise FileNotFoundError(f"{name} is not in vendor/: run `make vendor` (it needs npm)")
-    exporter = SlidesExporter(template_file=str(ROOT / "_ext" / "slides.html.j2"),
+    exporter = SlidesExporter(template_file=str(ROOT / "tools" / "slides.html.j2"),
                               exclude_input=True, exclude_output_prompt=True)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

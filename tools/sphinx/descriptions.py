@@ -7,7 +7,7 @@ import html
 import re
 from pathlib import Path
 
-INDEX = Path(__file__).resolve().parent.parent / "chapters" / "index.md"
+INDEX = Path(__file__).resolve().parents[2] / "chapters" / "index.md"
 
 
 def descriptions() -> dict[str, str]:

@@ -4,11 +4,12 @@
     make colab CHAPTERS="01 09"    some, by any part of their names
 
 For each chapter there is a fresh machine: an empty `/content` (another folder stands in for it),
-the imported module `google.colab` (tests/stand_in) and GitHub (a bare copy of this repository,
-with what is not committed yet, at the tag of the set-up cell). Then all cells are run, the set-up
-cell twice. Nothing may be installed by that, the floors of pyproject.toml must be met, no cell may
-fail, and what a cell prints must be what is stored. It is not Colab itself, and the models come
-from the cache of this machine: name an empty one in BDUTILS_CACHE to have them trained.
+the imported module `google.colab` (the folder stand_in beside this file) and GitHub (a bare copy
+of this repository, with what is not committed yet, at the tag of the set-up cell). Then all cells
+are run, the set-up cell twice. Nothing may be installed by that, the floors of pyproject.toml must
+be met, no cell may fail, and what a cell prints must be what is stored. It is not Colab itself,
+and the models come from the cache of this machine: name an empty one in BDUTILS_CACHE to have
+them trained.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).resolve().parent.parent
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]
-HERE = "/content"  # where a notebook starts on Colab
+START = "/content"  # where a notebook starts on Colab
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -67,7 +69,7 @@ def machine(folder: Path, tag: str) -> dict[str, str]:
     address = PROJECT["urls"]["Repository"]
     return {**{k: v for k, v in os.environ.items() if k != "BDUTILS_QUIET"},
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger's advice fills the screen
-            "IPYTHONDIR": str(folder / "ipython"), "PYTHONPATH": str(ROOT / "tests/stand_in"),
+            "IPYTHONDIR": str(folder / "ipython"), "PYTHONPATH": str(FOLDER / "stand_in"),
             "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_VALUE_0": f"{address}.git",
             "GIT_CONFIG_KEY_0": f"url.file://{github(folder / 'github.git', tag)}.insteadOf"}
 
@@ -89,20 +91,20 @@ def run_all(path: Path, cells: int | None = None) -> tuple[list[str], dict]:
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"][:cells]
     stored = {cell.id: said(cell) for cell in code}
-    measure = nbformat.v4.new_code_cell("from bdutils import status\nprint(status.spent())")
+    measure = nbformat.v4.new_code_cell("from tools import status\nprint(status.spent())")
     notebook.cells = [code[0], nbformat.v4.new_code_cell(code[0].source), *code[1:], measure]
     with tempfile.TemporaryDirectory() as folder:
         tag = re.search(r"--branch (\S+)", code[0].source).group(1)
         environment = machine(Path(folder), tag)
         content = f"{folder}/content"
         for cell in notebook.cells:
-            cell.source = cell.source.replace(HERE, content)
+            cell.source = cell.source.replace(START, content)
         start = time.perf_counter()
         NotebookClient(notebook, timeout=3600, kernel_name="python3", coalesce_streams=True,
                        resources={"metadata": {"path": content}}).execute(env=environment)
         seconds = time.perf_counter() - start
         left = sorted(set(os.listdir(content)) - {"book"})
-        wrong = [f"it left {left} in {HERE}"] if left else []
+        wrong = [f"it left {left} in {START}"] if left else []
     wrong += [f"the set-up cell says {said(x)!r}" for x in notebook.cells[:2] if x.outputs]
     wrong += [f"{cell.id} says {said(cell)!r}, but stored is {stored[cell.id]!r}" for cell in code
               if "nbval-ignore-output" not in cell.metadata.get("tags", ())
@@ -113,7 +115,7 @@ def run_all(path: Path, cells: int | None = None) -> tuple[list[str], dict]:
 def main(names: list[str]) -> None:
     """Run chapters and say which of them would work."""
     listed = pip("list", "--format=freeze")
-    chosen = re.findall(r"^([\w-]+)", (ROOT / "tests/colab.txt").read_text(), re.MULTILINE)
+    chosen = re.findall(r"^([\w-]+)", (FOLDER / "colab.txt").read_text(), re.MULTILINE)
     print(f"Python {platform.python_version()},",
           ", ".join(f"{name} {version(name)}" for name in chosen))
     wanted = json.loads(pip("install", "--dry-run", "--quiet", "--report", "-",

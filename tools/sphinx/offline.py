@@ -9,7 +9,7 @@ TABLES_STYLE = "vendor/simple-datatables/dist/style.css"
 
 def setup(app) -> dict:
     """Point Sphinx at the local copies, if they are there."""
-    static = Path(__file__).resolve().parent.parent / "vendor" / "_static"
+    static = Path(__file__).resolve().parents[2] / "vendor" / "_static"
     app.connect("config-inited", lambda app, config: config.html_extra_path.extend(
         ["vendor"] if static.is_dir() else []))
     if (static / MATHJAX).is_file():

@@ -1,0 +1,1 @@
+"""The chapters on a stand-in for Colab: `make colab`."""
