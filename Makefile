@@ -126,4 +126,4 @@ lint: $(STAMP)  ## check the style of the code
 
 clean:  ## remove what was built; the cache of models and data, .venv and .colab stay
 	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find bdutils tests chapters -name __pycache__ -type d -prune -exec rm -rf {} +
+	find bdutils tests tools chapters -name __pycache__ -type d -prune -exec rm -rf {} +

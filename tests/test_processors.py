@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tools import margins, processors, watch
+from tools import margins, processors, reports, watch
 
 CHAPTER = "chapters/01.ipynb"
 
@@ -173,9 +173,9 @@ REPORT = """<testsuites><testsuite time="90">
 
 def test_a_report_is_counted_and_one_that_is_missing_fails(tmp_path):
     path = tmp_path / "report.xml"
-    assert processors.read_report(path, 124)["failed"] == ["pytest ended with status 124"]
+    assert reports.read_report(path, 124)["failed"] == ["pytest ended with status 124"]
     path.write_text(REPORT)
-    assert processors.read_report(path, 1) == {"passed": 1, "skipped": 1, "failed": ["a::bad"],
+    assert reports.read_report(path, 1) == {"passed": 1, "skipped": 1, "failed": ["a::bad"],
                                                "minutes": 1.5}
 
 
@@ -185,7 +185,8 @@ def test_the_table_adds_up_what_belongs_together(tmp_path):
         record = {"step": step, "setting": setting, "threads": 1, "cpu": "some",
                   "passed": passed, "failed": failed, "minutes": 1.5}
         (tmp_path / f"{step}-{setting}-1.json").write_text(json.dumps(record))
-    assert processors.table(processors.records([tmp_path])).splitlines()[2:] == [
+    found = reports.records([tmp_path], list(processors.SETTINGS))
+    assert reports.table(found).splitlines()[2:] == [
         "| some | native | 1 | – | 9/0 | 1.5 |", "| some | avx2 | 1 | 7/1 | – | 3.0 |"]
 
 

@@ -23,13 +23,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import xml.etree.ElementTree as ET
 from importlib.metadata import version
 from pathlib import Path
 
 from bdutils.assets import cache_dir
 
-from . import margins, watch
+from . import margins, reports, watch
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS: dict[str, dict[str, str]] = {
@@ -83,21 +82,6 @@ def environment(setting: str, threads: int, cache: Path) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(path)}
 
 
-def read_report(path: Path, status: int) -> dict:
-    """Return the counts, the failed tests and the minutes of a report of pytest."""
-    root = ET.parse(path).getroot() if path.is_file() else ET.Element("none")
-    cases = list(root.iter("testcase"))
-    bad = [case for case in cases
-           if case.find("failure") is not None or case.find("error") is not None]
-    failed = sorted({f"{case.get('classname')}::{case.get('name')}" for case in bad})
-    if status not in (0, 1):
-        failed.append(f"pytest ended with status {status}")
-    skipped = sum(case.find("skipped") is not None for case in cases)
-    seconds = sum(float(suite.get("time", 0)) for suite in root.iter("testsuite"))
-    return {"passed": len(cases) - len(bad) - skipped, "skipped": skipped, "failed": failed,
-            "minutes": round(seconds / 60, 1)}
-
-
 def pytest(command: list[str], variables: dict[str, str], minutes: float | None) -> int:
     """Run pytest; when the time is over, interrupt it as Ctrl+C does, so that it still reports."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
@@ -133,7 +117,7 @@ def run(step: str, setting: str, threads: int, options: argparse.Namespace) -> d
         report = Path(folder) / "report.xml"
         command = ["-q", f"--junitxml={report}", *arguments, *options.extra]
         status = pytest(command, variables, options.minutes)
-        record = read_report(report, status)
+        record = reports.read_report(report, status)
     name, wide = cpu()
     versions = {package: version(package) for package in VERSIONS}
     record |= {"step": step, "setting": setting, "threads": threads, "cpu": name, "wide": wide,
@@ -141,31 +125,6 @@ def run(step: str, setting: str, threads: int, options: argparse.Namespace) -> d
                "versions": versions}
     (out / f"{step}-{setting}-{threads}.json").write_text(json.dumps(record, indent=1) + "\n")
     return record
-
-
-def records(folders: list[Path]) -> list[dict]:
-    """Return the records of runs, in the order of the settings."""
-    found = [json.loads(path.read_text()) for folder in folders
-             for path in sorted(folder.glob("*-*-*.json"))]
-    order = list(SETTINGS)
-    return sorted(found, key=lambda x: (x["cpu"], order.index(x["setting"]), x["threads"]))
-
-
-def table(found: list[dict]) -> str:
-    """Return a Markdown table with a row for each processor, setting and number of threads."""
-    rows: dict[tuple, dict[str, list[dict]]] = {}
-    for record in found:
-        kind = "chapters" if record["step"] == "chapters" else "tests"
-        key = (record["cpu"], record["setting"], record["threads"])
-        rows.setdefault(key, {"tests": [], "chapters": []})[kind].append(record)
-    lines = ["| processor | setting | threads | tests passed/failed | chapters passed/failed "
-             "| minutes |", "| --- | --- | --- | --- | --- | --- |"]
-    for (cpu, setting, threads), kinds in rows.items():
-        counts = [f"{sum(x['passed'] for x in some)}/{sum(len(x['failed']) for x in some)}"
-                  if some else "–" for some in kinds.values()]
-        minutes = sum(x["minutes"] for some in kinds.values() for x in some)
-        lines.append(f"| {cpu} | {setting} | {threads} | {' | '.join(counts)} | {minutes:.1f} |")
-    return "\n".join(lines)
 
 
 def run_all(options: argparse.Namespace) -> int:
@@ -180,7 +139,7 @@ def run_all(options: argparse.Namespace) -> int:
         if options.fresh:
             shutil.rmtree(own_cache(setting, threads))  # the link to the assets, not the assets
         done += [run(step, setting, threads, options) for step in steps]
-    print(table(done))
+    print(reports.table(done))
     failed = [f"{record['setting']}, {record['threads']} threads: {test}"
               for record in done for test in record["failed"]]
     print(*failed, sep="\n")
@@ -214,9 +173,10 @@ def main(arguments: list[str] | None = None) -> int:
     elif options.command == "run":
         return run_all(options)
     elif options.command == "table":
-        print(table(records(options.folders)))
+        print(reports.table(reports.records(options.folders, list(SETTINGS))))
     else:
-        return margins.main(options.folders, records(options.folders), ROOT)
+        records = reports.records(options.folders, list(SETTINGS))
+        return margins.main(options.folders, records, ROOT)
     return 0
 
 
