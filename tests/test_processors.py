@@ -1,0 +1,201 @@
+"""The list of processors: what is watched in a page, the table, and the rule of the margins."""
+
+import ast
+import builtins
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tools import margins, processors, reports, watch
+
+CHAPTER = "chapters/01.ipynb"
+
+
+@pytest.fixture
+def watched(tmp_path, monkeypatch):
+    """Run a cell as a watched kernel does; returns its names and the lines of the log."""
+    log = tmp_path / "log.jsonl"
+
+    def run(source, **names):
+        wrapper = watch.Wrapper([])
+        wrapper.cell = watch.fingerprint(source)
+        tree = ast.fix_missing_locations(wrapper.visit(ast.parse(source)))
+        monkeypatch.setattr(builtins, watch.CALLED, watch.comparer(wrapper.sites, log),
+                            raising=False)
+        log.write_text("")
+        exec(compile(tree, "cell", "exec"), names)
+        return names, [json.loads(line) for line in log.read_text().splitlines()]
+
+    return run
+
+
+def counted():
+    """A function that notes with what it was called and gives it back."""
+    calls = []
+    return calls, lambda value: calls.append(value) or value
+
+
+def test_both_sides_are_logged_and_evaluated_once(watched, capsys):
+    calls, once = counted()
+    _, lines = watched("print('few', once(0.25) < once(0.5))", once=once)
+    assert capsys.readouterr().out == "few True\n" and calls == [0.25, 0.5]
+    assert len(lines) == 1 and lines[0].pop("cell")
+    assert lines[0] == {"label": "few", "expr": "once(0.25) < once(0.5)", "place": 0, "op": "<",
+                        "limit": None, "slack": [-0.25, -0.25], "left": 0.25, "right": 0.5}
+
+
+@pytest.mark.parametrize(("source", "value", "called", "logged"), [
+    ("1 < 2 < 3", True, [1, 2, 3], ["<", "<"]),
+    ("1 < 0 < 3", False, [1, 0], ["<"]),
+    ("1 <= 1 == 1 > 4", False, [1, 1, 1, 4], ["<=", ">"]),
+    ("1 == 2 < 3", False, [1, 2], []),
+    ("1 == 1", True, [1, 1], []),
+])
+def test_a_chain_means_what_it_meant(watched, source, value, called, logged):
+    calls, once = counted()
+    text = " ".join(f"once({word})" if word.isdigit() else word for word in source.split())
+    names, lines = watched(f"check = lambda value: value\nresult = check({text})", once=once)
+    assert (names["result"], calls, [line["op"] for line in lines]) == (value, called, logged)
+
+
+@pytest.mark.parametrize("values", [
+    np.array([0.1, 0.9]), torch.tensor([0.1, 0.9], requires_grad=True), pd.Series([0.1, 0.9])])
+def test_arrays_give_the_same_and_log_their_extremes(watched, values):
+    source = "check = lambda text, value: value\nresult = check('all', values > 0.5)"
+    names, (line,) = watched(source, values=values)
+    assert type(names["result"]) is type(values > 0.5)
+    assert names["result"].tolist() == [False, True]
+    assert line["limit"] == 0.5 and line["slack"] == pytest.approx([-0.4, 0.4])
+
+
+def test_what_is_found_and_what_is_left_alone(watched):
+    source = """
+def inner():
+    assert 1 < 2
+    return max(3 > 2, key=lambda x: x) if False else 5
+class Inner:
+    assert 1 < 2
+f = lambda: print(1 < 2)
+x = 1 < 2
+checks = {"named": 3 > 2}
+assert inner() >= 5, f"label {x}"
+print(f"{4 < 5}", end="")
+print(all(y > 0 for y in (1, 2)), end="")
+print((1 < 2) < 3, "a" < "b", [1] < [2], {1} < {1, 2}, end="")
+inner(), f()
+"""
+    _, lines = watched(source)
+    assert [(line["label"], line["expr"]) for line in lines] == [
+        ("named", "3 > 2"), ("label {x}", "inner() >= 5"), ("print", "4 < 5"),
+        ("print", "y > 0"), ("print", "y > 0"), ("print", "(1 < 2) < 3")]
+
+
+def test_an_error_is_the_one_of_the_comparison(watched):
+    with pytest.raises(TypeError, match="'<' not supported"):
+        watched("print(1 < 'a')")
+    with pytest.raises(ValueError, match="ambiguous"):
+        watched("print(values < values < values)", values=np.arange(2))
+
+
+def book(root, source="print(x > 0.5)"):
+    """A book of one cell; returns its fingerprint."""
+    (root / "chapters").mkdir()
+    (root / "data").mkdir()
+    cell = {"cell_type": "code", "id": "c01-001", "source": [source]}
+    (root / CHAPTER).write_text(json.dumps({"cells": [cell]}))
+    return watch.fingerprint(source)
+
+
+def logs(folder, cell, *slacks):
+    folder.mkdir()
+    for place, slack in enumerate(slacks):
+        line = {"cell": cell, "label": "it works", "expr": "x > 0.5", "place": 0, "op": ">",
+                "limit": 0.5, "slack": [slack, slack]}
+        (folder / f"margins-{place}-1.jsonl").write_text(json.dumps(line) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(("slacks", "status", "moving"), [
+    ((0.3, 0.3), 0, 0),  # no processor changes it
+    ((0.0, 0.0), 0, 0),
+    ((0.3, 0.4, 0.35), 0, 1),  # three spreads away
+    ((0.15, 0.25), 1, 1),  # one and a half
+    ((-0.15, -0.25), 1, 1),
+    ((-0.01, 0.3), 1, 1),  # the verdict changes
+])
+def test_a_margin_of_less_than_two_spreads_fails(tmp_path, capsys, slacks, status, moving):
+    folder = logs(tmp_path / "one", book(tmp_path), *slacks)
+    assert margins.main([folder], [], tmp_path) == status
+    record = json.loads((tmp_path / margins.RECORD).read_text())["comparisons"]
+    assert len(record) == moving
+    if moving:
+        assert record[0]["chapter"] == "01" and record[0]["cell"] == "c01-001"
+        assert record[0]["lowest"] == pytest.approx(0.5 + min(slacks))
+    assert ("it works" in capsys.readouterr().out) == bool(status)
+
+
+def test_two_machines_are_laid_side_by_side_and_old_cells_are_left_out(tmp_path, capsys):
+    cell = book(tmp_path)
+    one, two = (logs(tmp_path / name, cell, slack) for name, slack in (("a", .3), ("b", .1)))
+    old = logs(tmp_path / "c", "0" * 12, 0.01)
+    assert margins.main([one, old], [], tmp_path) == 0
+    assert margins.main([one, two, old], [], tmp_path) == 1
+
+
+def test_an_array_is_judged_at_both_ends():
+    line = {"op": ">", "limit": None}
+    assert margins._entry([0.3, 0.31], line)["ratio"] == pytest.approx(30)
+    assert margins._entry([0.3, -0.31], line)["ratio"] == 0
+
+
+def test_the_kernel_is_watched_and_shows_the_same(tmp_path, monkeypatch):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    monkeypatch.setenv(watch.LOG, str(tmp_path / "log"))
+    monkeypatch.setattr(builtins, watch.CALLED, None, raising=False)
+    watch.install(shell)
+    result = shell.run_cell("assert 2 > 1\n2 > 1")
+    assert result.success and result.result is True
+    line = json.loads((tmp_path / "log").read_text())
+    assert line["cell"] == watch.fingerprint("assert 2 > 1\n2 > 1")
+    startup = margins.profile(tmp_path / "home") / "profile_default" / "startup"
+    assert "tools.watch.install" in (startup / "00-margins.py").read_text()
+
+
+REPORT = """<testsuites><testsuite time="90">
+<testcase classname="a" name="good"/><testcase classname="a" name="bad"><failure/></testcase>
+<testcase classname="a" name="left out"><skipped/></testcase></testsuite></testsuites>"""
+
+
+def test_a_report_is_counted_and_one_that_is_missing_fails(tmp_path):
+    path = tmp_path / "report.xml"
+    assert reports.read_report(path, 124)["failed"] == ["pytest ended with status 124"]
+    path.write_text(REPORT)
+    assert reports.read_report(path, 1) == {"passed": 1, "skipped": 1, "failed": ["a::bad"],
+                                               "minutes": 1.5}
+
+
+def test_the_table_adds_up_what_belongs_together(tmp_path):
+    for step, setting, passed, failed in (("tests", "avx2", 5, ["a"]), ("alone", "avx2", 2, []),
+                                          ("chapters", "native", 9, [])):
+        record = {"step": step, "setting": setting, "threads": 1, "cpu": "some",
+                  "passed": passed, "failed": failed, "minutes": 1.5}
+        (tmp_path / f"{step}-{setting}-1.json").write_text(json.dumps(record))
+    found = reports.records([tmp_path], list(processors.SETTINGS))
+    assert reports.table(found).splitlines()[2:] == [
+        "| some | native | 1 | – | 9/0 | 1.5 |", "| some | avx2 | 1 | 7/1 | – | 3.0 |"]
+
+
+def test_a_setting_hides_the_others_and_shares_only_the_assets(cache, monkeypatch):
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    folder = processors.own_cache("avx2", 2)
+    assert (folder / "assets").resolve() == (cache / "assets").resolve()
+    assert folder != processors.own_cache("avx2", 1) != processors.own_cache("native", 1)
+    variables = processors.environment("avx2", 2, folder)
+    assert variables["OMP_NUM_THREADS"] == "2" and variables["ATEN_CPU_CAPABILITY"] == "avx2"
+    assert "MKL_CBWR" not in variables and variables["BDUTILS_CACHE"] == str(folder)
+    assert len(processors.SETTINGS) >= 5
