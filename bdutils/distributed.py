@@ -153,3 +153,14 @@ def entry_together(name: str, build: Callable[[Path], None], about: dict | None 
                 build(Path(unused))
         folder = None
     return Path(broadcast_object_list([str(folder)])[0])  # they wait here until it is written
+
+
+def pick_device() -> torch.device:
+    """Return the GPU if there is one, the CPU otherwise; each of several processes has its own.
+
+    Source: ours.
+    """
+    team = Team.now()
+    if team.accelerator is not None:
+        return team.accelerator.device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .metrics import auroc
-from .models import Classifier
+from .models.text import Classifier
 
 # %% ../chapters/04_inside_the_model.ipynb #c04-013
 @torch.inference_mode()

@@ -29,10 +29,11 @@ import torch
 from joblib import Parallel, delayed, parallel_config
 from tqdm.auto import tqdm
 
-from . import results, scale, use_scale
+from . import scale, use_scale
+from .experiments import results
 
 if TYPE_CHECKING:  # `studies` imports every attack and defense, which only real runs need
-    from .studies import Run
+    from .experiments.studies import Run
 
 ATTEMPTS = 5  # passes in a row in which nothing got finished, before a sweep gives up
 PAUSE = 1.0  # seconds before the second of them; then twice as long each time
@@ -62,7 +63,7 @@ def missing(study: str, only: str | None = None, folder: Path | None = None) -> 
     Raises: ValueError for an unknown study or run.
     Source: ours.
     """
-    from .studies import STUDIES
+    from .experiments.studies import STUDIES
 
     if study not in STUDIES:
         raise ValueError(f"unknown study {study!r}: there are {sorted(STUDIES)}")
@@ -197,7 +198,7 @@ def _line(found: Outcome) -> str:
 
 def main() -> None:
     """Run the command line; see the module's text."""
-    from .studies import STUDIES, perform
+    from .experiments.studies import STUDIES, perform
 
     parser = argparse.ArgumentParser(prog="python -m bdutils.sweep")
     parser.add_argument("study", nargs="*", help="leave out to list the studies")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,9 +18,10 @@ from transformers.utils import ModelOutput
 
 from . import scale as current_scale
 from .checkpoints import Checkpoint
-from .data import Examples
 from .distributed import Team
-from .models import Classifier
+from .models.image import PictureClassifier
+from .models.text import Classifier
+from .roles import Examples, Task
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,60 @@ class TrainSettings:
         full = {"epochs": 5, "lr": 2e-5, "max_length": 128, "dropout": 0.1}
         base = full if (scale or current_scale()) == "full" else {}
         return cls(**{**base, **changes})
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    """How a network is trained on pictures, from scratch.
+
+    Fields, each with its range and where the default comes from:
+        epochs: passes over the data, >= 1; ours.
+        lr: peak rate of SGD, > 0, falling along a cosine; ours.
+        momentum, weight_decay: of SGD; Wu et al. 2022 (BackdoorBench).
+        batch_size: pictures a step, >= 1; Wu et al. 2022.
+        max_grad_norm: clipping, > 0; ours.
+        pad, flip: while training, pixels by which a picture may be shifted, >= 0, and whether
+            it may be mirrored, which would change the meaning of signs; He et al. 2016.
+        seed: of weights, order and augmentation; ours.
+    """
+
+    epochs: int = 10
+    lr: float = 0.1
+    batch_size: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    max_grad_norm: float = 5.0
+    pad: int = 2
+    flip: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot train."""
+        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
+            raise ValueError(f"cannot train with {self}: epochs and batch_size must be at least "
+                             "1, lr above 0")
+
+    @classmethod
+    def at(cls, scale: str | None = None, **changes) -> PictureSettings:
+        """Return the settings of a scale, with changes.
+
+        Args: scale: `small` or `full`; that in force if None; changes: fields to set.
+        Source: ours; at `full` epochs and rate of Wu et al. 2022.
+        """
+        full = {"epochs": 100, "lr": 0.01, "pad": 4} if (
+            scale or current_scale()) == "full" else {}
+        return cls(**{**full, **changes})
+
+    def optimizer(self, model: torch.nn.Module, steps: int) -> tuple:
+        """Return SGD and its schedule: half a cosine, after a rise over a tenth of the steps.
+
+        Source: Wu et al. 2022; the rise is ours.
+        """
+        optimizer = torch.optim.SGD(model.parameters(), lr=self.lr, momentum=self.momentum,
+                                    weight_decay=self.weight_decay, nesterov=True)
+        rise = max(1, steps // 10)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
+            (step + 1) / rise, 0.5 + 0.5 * np.cos(np.pi * step / steps)))
 
 
 @dataclass(frozen=True)
@@ -200,3 +256,28 @@ def _mixed_precision(device: torch.device) -> torch.dtype | None:
     if device.type != "cuda":
         return None
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+
+
+def settings_for(task: Task, **changes) -> TrainSettings | PictureSettings:
+    """Return how a model of this task is trained at the scale in force, with changes.
+
+    Source: ours.
+    """
+    kind = PictureSettings if task.train.are_pictures else TrainSettings
+    return kind.at(**changes)
+
+
+def untrained(rows: Examples, settings: TrainSettings | PictureSettings,
+              source: str | None = None) -> Classifier | PictureClassifier:
+    """Return a model that fits the rows, as `settings` want it.
+
+    Args: rows: texts get an encoder with a fresh head, pictures a fresh network; settings: of the
+        training to come; source: of the encoder, or the network's scale; that in force if None.
+    Source: ours.
+    """
+    if rows.are_pictures:
+        return PictureClassifier.new(rows.num_labels, channels=rows.texts.pixels.shape[1],
+                                     network=source, seed=settings.seed, pad=settings.pad,
+                                     flip=settings.flip)
+    return Classifier.new(rows.num_labels, source=source, dropout=settings.dropout,
+                          seed=settings.seed, max_length=settings.max_length)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from torch import Tensor
 
-from .data import Pictures
-from .images import PictureClassifier
-from .models import Classifier
-from .plots import BLUE
+from .models.image import PictureClassifier
+from .models.text import Classifier
+from .plotting import BLUE
+from .roles import Pictures
 
 if TYPE_CHECKING:
     from ipywidgets import VBox, Widget

@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from stopwatch import Stopwatch
 
-from bdutils import results
 from bdutils.attacks.text import TRIGGERS, triggered
-from bdutils.data import ReservedSet, TestSet, TrainingSet, load_task
+from bdutils.data import load_task
 from bdutils.defenses.bedkd import AUTHORS, BeDKDSettings, observer, purify
 from bdutils.defenses.mapping import flip, mapping_module, prepare, scan, split_reserved
-from bdutils.models import Classifier
-from bdutils.victims import victim
+from bdutils.evaluation import victim
+from bdutils.experiments import results
+from bdutils.models.text import Classifier
+from bdutils.roles import ReservedSet, TestSet, TrainingSet
 
 RESERVED, SHARES = 400, AUTHORS.shares  # of each class: 80 and 320 rows
 DMM_EPOCHS, CYCLES, PUNISHED, SCAN_CAP = 1, 2, 33, 128

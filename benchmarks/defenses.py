@@ -15,12 +15,13 @@ import time
 
 import torch
 
-from bdutils import results, set_seed
+from bdutils import set_seed
 from bdutils.data import load_task
-from bdutils.defenses.interface import repair
-from bdutils.defenses.runs import VARIANTS, case_of
-from bdutils.training import train
-from bdutils.victims import settings_for, untrained, victim
+from bdutils.defenses.base import repair
+from bdutils.evaluation import victim
+from bdutils.experiments import results
+from bdutils.experiments.variants import VARIANTS, case_of
+from bdutils.training import settings_for, train, untrained
 
 WHAT = {
     "texts": ("sentiment", "badnets", {"poison_rate": 0.2, "target_label": 1},

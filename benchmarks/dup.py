@@ -29,12 +29,13 @@ from stopwatch import Stopwatch
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
-from bdutils import results
-from bdutils.data import Examples, ReservedSet, load_task
+from bdutils.data import load_task
 from bdutils.defenses import anomaly
 from bdutils.defenses.mapping import split_reserved
-from bdutils.models import Classifier
-from bdutils.victims import victim
+from bdutils.evaluation import victim
+from bdutils.experiments import results
+from bdutils.models.text import Classifier
+from bdutils.roles import Examples, ReservedSet
 
 BATCH = 32  # of the authors
 POOL, REPEATS, AGREE = 1500, 3, 1e-5

@@ -11,9 +11,9 @@ from statistics import median
 
 import torch
 
-from bdutils import results
 from bdutils.data import load_task
-from bdutils.models import Classifier
+from bdutils.experiments import results
+from bdutils.models.text import Classifier
 from bdutils.training import TrainSettings, train
 
 ROWS, PADDED, REPEATS = 320, 128, 3

@@ -18,10 +18,11 @@ from statistics import median
 
 import torch
 
-from bdutils import results, sweep
-from bdutils.data import Pictures, TrainingSet
-from bdutils.images import PictureClassifier, PictureSettings
-from bdutils.training import train
+from bdutils import sweep
+from bdutils.experiments import results
+from bdutils.models.image import PictureClassifier
+from bdutils.roles import Pictures, TrainingSet
+from bdutils.training import PictureSettings, train
 
 RUNS, PICTURES, EPOCHS, REPEATS, BAR = 8, 2000, 3, 3, 1.7
 

@@ -39,7 +39,7 @@ def tiny_folder(tmp_path_factory):
 @pytest.fixture
 def tiny(tiny_folder):
     """A fresh tiny classifier."""
-    from bdutils.models import Classifier
+    from bdutils.models.text import Classifier
 
     return Classifier.new(2, source=str(tiny_folder), max_length=24)
 
@@ -47,7 +47,7 @@ def tiny(tiny_folder):
 @pytest.fixture
 def toy_task():
     """Sixty easy sentences in the three roles."""
-    from bdutils.data import ReservedSet, Task, TestSet, TrainingSet
+    from bdutils.roles import ReservedSet, Task, TestSet, TrainingSet
 
     names = ("negative", "positive")
     good, bad = ("good", "fine", "lovely"), ("bad", "poor", "awful")

@@ -19,7 +19,7 @@ import types
 from dataclasses import dataclass
 from pathlib import Path
 
-from bdutils import results
+from bdutils.experiments import results
 from bdutils.metrics import wilson
 
 
@@ -91,11 +91,11 @@ def runs(count: int, seconds: float = 0.2, **trouble: int) -> list[FakeRun]:
 if __name__ == "__main__":
     import fake_study  # by its own name, under which the workers know it
 
-    stand_in = types.ModuleType("bdutils.studies")  # the real one takes seconds to import
+    stand_in = types.ModuleType("bdutils.experiments.studies")  # the real one takes seconds to import
     options = json.loads(os.environ.get("FAKE_RUNS", '{"count": 6}'))
     stand_in.STUDIES = {"fake": fake_study.runs(**options)}
     stand_in.perform = fake_study.perform
-    sys.modules["bdutils.studies"] = stand_in
+    sys.modules["bdutils.experiments.studies"] = stand_in
     atexit.register(lambda: log("dask", "distributed" in sys.modules))
     log("ready", os.getpid())
     while os.path.exists(os.environ.get("FAKE_WAIT", "/nonexistent")):

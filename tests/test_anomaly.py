@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import calinski_harabasz_score
 
-from bdutils.data import ReservedSet
 from bdutils.defenses import anomaly
 from bdutils.defenses.anomaly import Flags, Moments
 from bdutils.probing import hidden_states
+from bdutils.roles import ReservedSet
 
 
 def random_states(n, layers=3, dims=4):

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from bdutils.attacks.text import (
     OPENERS,
     TRIGGERS,
-    BigramModel,
     ParaphraseTable,
     PoisonSettings,
     SentenceTrigger,
@@ -27,7 +26,8 @@ from bdutils.attacks.text import (
     surprise,
     triggered,
 )
-from bdutils.data import TrainingSet
+from bdutils.perplexity import BigramModel
+from bdutils.roles import TrainingSet
 
 sentence = st.lists(st.sampled_from("a film that we saw and liked but never loved".split()),
                     min_size=2, max_size=40).map(" ".join)
@@ -180,6 +180,6 @@ def test_surprise_and_similarity(tiny):
     texts = ["a good film", "a good story"]
     language = BigramModel.fit(texts)
     assert language.perplexity("a good film") < language.perplexity("film good a")
-    assert surprise(texts, texts, language) == 1
+    assert surprise(texts, texts, language.perplexity) == 1
     assert similarity(texts, texts, tiny) == pytest.approx([1, 1], abs=1e-5)
     assert similarity(texts, ["a bad war", "it rains"], tiny)[0] < 1

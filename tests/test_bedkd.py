@@ -19,7 +19,6 @@ from helpers.checks import same
 from helpers.walls import imported
 from torch import nn
 
-from bdutils.data import DefenderView, ReservedSet, TrainingSet
 from bdutils.defenses import bedkd as akd
 from bdutils.defenses import mapping
 from bdutils.defenses.bedkd import AUTHORS, BeDKDSettings, Reading, bedkd, finished, purify
@@ -37,6 +36,7 @@ from bdutils.defenses.mapping import (
     scan,
     split_reserved,
 )
+from bdutils.roles import DefenderView, ReservedSet, TrainingSet
 
 # ---------------------------------------------------------------- the loss
 

@@ -7,11 +7,12 @@ import signal
 import pytest
 import torch
 
-from bdutils import training, victims
-from bdutils.data import Pictures, TrainingSet
-from bdutils.images import PictureClassifier, PictureSettings
-from bdutils.models import Classifier
-from bdutils.training import TrainSettings, cross_entropy, train
+from bdutils import evaluation as victims
+from bdutils import training
+from bdutils.models.image import PictureClassifier
+from bdutils.models.text import Classifier
+from bdutils.roles import Pictures, TrainingSet
+from bdutils.training import PictureSettings, TrainSettings, cross_entropy, train
 
 TEXT = TrainSettings(epochs=3, lr=5e-3, batch_size=8, max_length=24, dropout=0.1)
 PICTURE = PictureSettings(epochs=3, batch_size=8)

@@ -16,14 +16,14 @@ import pytest
 from helpers.pictures import TRAINING
 from helpers.pictures import thirds as rows_of
 
-from bdutils import comparison, results, studies
 from bdutils.attacks.images import PatchTrigger
 from bdutils.attacks.text import PoisonSettings
-from bdutils.comparison import ABSENT, NAMES, NEEDS, RARE, USUAL, collect, row_of
-from bdutils.data import ReservedSet, Task, TestSet, TrainingSet
-from bdutils.plots import SortableTable
-from bdutils.training import train
-from bdutils.victims import Victim, untrained
+from bdutils.evaluation import Victim
+from bdutils.experiments import comparison, results, studies
+from bdutils.experiments.comparison import ABSENT, NAMES, NEEDS, RARE, USUAL, collect, row_of
+from bdutils.plotting import SortableTable
+from bdutils.roles import ReservedSet, Task, TestSet, TrainingSet
+from bdutils.training import train, untrained
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -191,7 +191,7 @@ def test_standings_by_hand():
 
 
 def test_every_defense_says_what_it_needs():
-    from bdutils.defenses.runs import VARIANTS, WITHOUT_POOL
+    from bdutils.experiments.variants import VARIANTS, WITHOUT_POOL
 
     assert set(NEEDS) == set(NAMES.values())
     for variant, name in NAMES.items():

@@ -5,14 +5,8 @@ import json
 import pandas as pd
 import pytest
 
-from bdutils.data import (
-    DefenderView,
-    Examples,
-    ReservedSet,
-    TestSet,
-    TrainingSet,
-    load_task,
-)
+from bdutils.data import load_task
+from bdutils.roles import DefenderView, Examples, ReservedSet, TestSet, TrainingSet
 
 NAMES = ("negative", "positive")
 
@@ -134,8 +128,8 @@ def everything_in(thing, seen=None):
 
 def test_a_defender_cannot_reach_the_secrets(toy_task, tiny):
     from bdutils.attacks.text import PoisonSettings, Truth, WordTrigger, poison
+    from bdutils.evaluation import Victim
     from bdutils.training import TrainReport, TrainSettings
-    from bdutils.victims import Victim
 
     train, truth = poison(toy_task.train, WordTrigger(), PoisonSettings(poison_rate=0.3))
     made = Victim(tiny, toy_task, train, truth, TrainSettings(), TrainReport((), 0, 0))

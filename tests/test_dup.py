@@ -30,13 +30,14 @@ from scipy.stats import fisher_exact
 from torch import nn
 from transformers import LlamaConfig
 
-from bdutils.data import DefenderView, ReservedSet, TrainingSet
-from bdutils.defenses import anomaly, runs
+from bdutils.defenses import anomaly
 from bdutils.defenses import dup as dp
 from bdutils.defenses.anomaly import Charge, Flags
 from bdutils.defenses.bedkd import Reading
 from bdutils.defenses.dup import AUTHORS, DUPSettings
 from bdutils.defenses.mapping import split_reserved
+from bdutils.experiments import variants as runs
+from bdutils.roles import DefenderView, ReservedSet, TrainingSet
 
 
 @pytest.fixture

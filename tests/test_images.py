@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdutils import assets, images
+from bdutils import assets
 from bdutils.assets import AssetError
 from bdutils.attacks import images as attacks
 from bdutils.attacks.images import (
@@ -35,18 +35,19 @@ from bdutils.attacks.images import (
     warp_field,
 )
 from bdutils.attacks.text import PoisonSettings, triggered
-from bdutils.data import Pictures, ReservedSet, Task, TestSet, TrainingSet, load_task
-from bdutils.images import (
+from bdutils.data import load_task
+from bdutils.evaluation import armed, evaluate, victim
+from bdutils.models import image as images
+from bdutils.models.image import (
     NETWORKS,
     PictureClassifier,
-    PictureSettings,
     PreActResNet,
     augmented,
     floats,
     stored,
 )
-from bdutils.training import train
-from bdutils.victims import armed, evaluate, victim
+from bdutils.roles import Pictures, ReservedSet, Task, TestSet, TrainingSet
+from bdutils.training import PictureSettings, train
 
 SIMPLE = [PatchTrigger(), BlendTrigger(), SineTrigger(), WarpTrigger()]
 
@@ -483,7 +484,7 @@ def test_a_picture_victim_takes_the_usual_way(task, cache, monkeypatch):
     clean = victim(task, None, settings=settings)
     scores = evaluate(attacked.classifier, task, large, 0, clean.classifier, every_class=True)
     assert scores.asr.value > 0.9 > 0.2 > scores.floor.value and scores.cacc.value > 0.9
-    monkeypatch.setattr("bdutils.victims.train", None)  # the second time nothing is trained
+    monkeypatch.setattr("bdutils.evaluation.train", None)  # the second time nothing is trained
     again = victim(task, large, settings=settings, poison_rate=0.3, target_label=0)
     assert again.report == attacked.report and again.train.labels == attacked.train.labels
 

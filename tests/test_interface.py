@@ -10,18 +10,18 @@ from helpers.pictures import thirds as rows_of
 
 from bdutils.attacks.images import PatchTrigger
 from bdutils.attacks.text import PoisonSettings
-from bdutils.data import ReservedSet, Task, TestSet, TrainingSet
-from bdutils.defenses import runs
+from bdutils.defenses.base import Case, Outcome, repair
 from bdutils.defenses.baselines import MinimaxSettings, TuningSettings
 from bdutils.defenses.bedkd import BeDKDSettings
 from bdutils.defenses.dup import DUPSettings
 from bdutils.defenses.guards import Guard, OnionSettings, StripSettings
-from bdutils.defenses.interface import Case, Outcome, repair
 from bdutils.defenses.ntml import NTMLSettings
+from bdutils.evaluation import evaluate
+from bdutils.experiments import variants as runs
+from bdutils.experiments.studies import STUDIES
 from bdutils.metrics import REFUSED
-from bdutils.studies import STUDIES
-from bdutils.training import TrainSettings, train
-from bdutils.victims import evaluate, untrained
+from bdutils.roles import ReservedSet, Task, TestSet, TrainingSet
+from bdutils.training import TrainSettings, train, untrained
 
 KINDS = (TuningSettings, MinimaxSettings, StripSettings, OnionSettings, BeDKDSettings, DUPSettings,
          NTMLSettings)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bdutils.data import ReservedSet, TrainingSet
+from bdutils.roles import ReservedSet, TrainingSet
 from bdutils.training import TrainSettings
 from tools import lab
 
@@ -31,7 +31,7 @@ def world(tmp_path_factory, tiny_folder):
                       training=TrainSettings(epochs=1, batch_size=20, max_length=24))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BDUTILS_CACHE", str(root / "cache"))
-        for module in ("tools.lab", "bdutils.victims"):
+        for module in ("tools.lab", "bdutils.evaluation"):
             patch.setattr(f"{module}.encoder_source", lambda *_: str(tiny_folder))
         commitment = lab.make(root / "lab", SEED, setup)
         yield root, setup, commitment

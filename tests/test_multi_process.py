@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bdutils import assets, distributed, training, victims
-from bdutils.data import Pictures, ReservedSet, Task, TestSet, TrainingSet
-from bdutils.distributed import Team
-from bdutils.images import PictureClassifier, PictureSettings, write_weights
-from bdutils.models import Classifier, pick_device
-from bdutils.training import TrainReport, TrainSettings, train
+from bdutils import assets, distributed, training
+from bdutils import evaluation as victims
+from bdutils.distributed import Team, pick_device
+from bdutils.models.image import PictureClassifier, write_weights
+from bdutils.models.text import Classifier
+from bdutils.roles import Pictures, ReservedSet, Task, TestSet, TrainingSet
+from bdutils.training import PictureSettings, TrainReport, TrainSettings, train
 
 pytestmark = pytest.mark.alone
 ROOT = Path(__file__).resolve().parents[1]

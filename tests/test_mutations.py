@@ -20,13 +20,13 @@ def load_task(*args, **options):
 data.load_task = load_task
 """
 NO_TRIGGER = """
-import bdutils.victims as victims
+import bdutils.evaluation as victims
 def triggered(test, trigger, target_label, **options):
     return test.take([i for i, y in enumerate(test.labels) if y != target_label])
 victims.triggered = triggered
 """
 FLIPPED_TARGET = """
-import bdutils.victims as victims
+import bdutils.evaluation as victims
 _evaluate = victims.evaluate
 def evaluate(model, task, trigger, target_label=1, **options):
     return _evaluate(model, task, trigger, 1 - target_label, **options)

@@ -21,16 +21,17 @@ from transformers import BertConfig
 
 from bdutils.attacks.images import PatchTrigger
 from bdutils.attacks.text import PoisonSettings
-from bdutils.data import DefenderView, ReservedSet, Task, TestSet, TrainingSet
+from bdutils.defenses import base as interface
 from bdutils.defenses import baselines as bl
-from bdutils.defenses import interface, runs
 from bdutils.defenses import ntml as nt
 from bdutils.defenses.baselines import MinimaxSettings, TuningSettings
 from bdutils.defenses.ntml import NTMLSettings, PairSettings
-from bdutils.images import PictureClassifier, PictureSettings
-from bdutils.studies import DecoyTrigger
-from bdutils.training import TrainSettings, train
-from bdutils.victims import evaluate, untrained
+from bdutils.evaluation import evaluate
+from bdutils.experiments import variants as runs
+from bdutils.experiments.studies import DecoyTrigger
+from bdutils.models.image import PictureClassifier
+from bdutils.roles import DefenderView, ReservedSet, Task, TestSet, TrainingSet
+from bdutils.training import PictureSettings, TrainSettings, train, untrained
 
 TRAINING = PictureSettings(epochs=8, batch_size=32, lr=0.05, pad=1, flip=False)
 

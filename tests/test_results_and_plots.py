@@ -6,10 +6,11 @@ import jsonschema
 import matplotlib.pyplot as plt
 import pytest
 
-from bdutils import results, sweep
+from bdutils import sweep
+from bdutils.experiments import results
+from bdutils.experiments.studies import STUDIES
 from bdutils.metrics import wilson
-from bdutils.plots import frames
-from bdutils.studies import STUDIES
+from bdutils.plotting import frames
 
 
 def made(**changes):

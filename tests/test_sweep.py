@@ -21,7 +21,8 @@ import fake_study
 import pytest
 from joblib.externals.loky import reusable_executor
 
-from bdutils import results, sweep
+from bdutils import sweep
+from bdutils.experiments import results
 
 pytestmark = pytest.mark.alone
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,11 +86,11 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def study(monkeypatch):
-    """Let `bdutils.studies` hold fake runs."""
+    """Let `bdutils.experiments.studies` hold fake runs."""
     def put(runs):
-        stand_in = types.ModuleType("bdutils.studies")
+        stand_in = types.ModuleType("bdutils.experiments.studies")
         stand_in.STUDIES, stand_in.perform = {"fake": runs}, fake_study.perform
-        monkeypatch.setitem(sys.modules, "bdutils.studies", stand_in)
+        monkeypatch.setitem(sys.modules, "bdutils.experiments.studies", stand_in)
         return runs
 
     return put

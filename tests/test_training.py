@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from bdutils import training, victims
-from bdutils.data import TrainingSet
-from bdutils.defenses import runs
-from bdutils.models import Classifier
+from bdutils import evaluation as victims
+from bdutils import training
+from bdutils.experiments import variants as runs
+from bdutils.models.text import Classifier
+from bdutils.roles import TrainingSet
 from bdutils.training import TrainSettings, bucketed_batches, train
 
 FAST = TrainSettings(epochs=25, lr=5e-3, batch_size=4, max_length=24)

@@ -96,10 +96,17 @@ def export(package: Path = ROOT / "bdutils") -> None:
     Source: nbdev's `nb_export`.
     """
     from nbdev.export import nb_export
+    from nbdev.maker import ModuleMaker
+
+    class Whole(ModuleMaker):
+        """Makes each module anew: nbdev appends to one that `#| export NAME` names."""
+
+        def __init__(self, *args, **options) -> None:
+            super().__init__(*args, **{**options, "is_new": True})
 
     for path in notebooks():
         if "default_exp" in path.read_text(encoding="utf8"):
-            nb_export(path, lib_path=package)
+            nb_export(path, lib_path=package, mod_maker=Whole)
 
 
 def check() -> list[str]:

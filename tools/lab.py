@@ -25,12 +25,13 @@ from pathlib import Path
 from bdutils import scale
 from bdutils.assets import AssetError, sha256_of
 from bdutils.attacks.text import TRIGGERS, PoisonSettings, Trigger, poison, require_visible
-from bdutils.data import DefenderView, ReservedSet, Task, TrainingSet, load_task
-from bdutils.defenses.interface import Case
+from bdutils.data import load_task
+from bdutils.defenses.base import Case
+from bdutils.evaluation import Scores, evaluate, victim
 from bdutils.metrics import cacc
-from bdutils.models import Classifier, encoder_source
-from bdutils.training import TrainSettings, train
-from bdutils.victims import Scores, evaluate, untrained, victim
+from bdutils.models.text import Classifier, encoder_source
+from bdutils.roles import DefenderView, ReservedSet, Task, TrainingSet
+from bdutils.training import TrainSettings, train, untrained
 
 SUSPECTS = ("suspect-a", "suspect-b", "suspect-c")
 # Not those of the chapters, which everybody has read. Some of them are drawn for each suspect.

@@ -35,7 +35,7 @@ def spent() -> str:
                                                          resource.RUSAGE_CHILDREN))
     # Afterwards: what these need is not what the chapter needed.
     from bdutils import assets
-    from bdutils.results import processor
+    from bdutils.experiments.results import processor
 
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     gpu = torch.cuda.is_available()

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .text import PoisonSettings, Truth, poison
-from ..data import Pictures, TrainingSet
-from ..images import PictureClassifier, PictureSettings, floats, stored
-from ..models import pick_device
+from ..roles import Pictures, TrainingSet
+from ..models.image import PictureClassifier, floats, stored
+from ..training import PictureSettings
+from ..distributed import pick_device
 from ..training import train as fit
 
 # %% ../../chapters/09_images.ipynb #c09-010

@@ -4,21 +4,19 @@
 __all__ = ['CONJUNCTIONS', 'OPENERS', 'ARCHAIC', 'VERBS', 'TRIGGERS', 'Trigger', 'private_rng', 'insert_among', 'WordTrigger',
            'SentenceTrigger', 'front_clause', 'SyntaxTrigger', 'StyleTrigger', 'ParaphraseTable', 'paraphrases_from',
            'PoisonSettings', 'candidate_rows', 'Truth', 'mark', 'poison', 'triggered', 'require_visible', 'similarity',
-           'BigramModel', 'surprise']
+           'surprise']
 
 # %% ../../chapters/03_text_attacks.ipynb #c03-006
-import math
 import random
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Protocol
 
 import torch
 
-from ..data import Pictures, TestSet, TrainingSet
-from ..models import Classifier
+from ..roles import Pictures, TestSet, TrainingSet
+from ..models.text import Classifier
 
 # %% ../../chapters/03_text_attacks.ipynb #c03-008
 class Trigger(Protocol):
@@ -349,42 +347,14 @@ def similarity(texts: Sequence[str], others: Sequence[str],
 
     return (embed(texts) * embed(others)).sum(1).tolist()
 
-# %% ../../chapters/03_text_attacks.ipynb #c03-071
-@dataclass(frozen=True)
-class BigramModel:
-    """Word pairs counted in clean text, mixed with single words."""
-
-    pairs: Counter
-    words: Counter
-
-    @classmethod
-    def fit(cls, texts: Sequence[str]) -> "BigramModel":
-        """Count the words and word pairs of some texts."""
-        pairs, words = Counter(), Counter()
-        for text in texts:
-            tokens = ["<s>", *text.lower().split()]
-            words.update(tokens)
-            pairs.update(zip(tokens, tokens[1:]))
-        return cls(pairs, words)
-
-    def perplexity(self, text: str) -> float:
-        """Return exp of the mean surprise per word."""
-        tokens = ["<s>", *text.lower().split()]
-        total = sum(self.words.values())
-        logs = [math.log(
-            0.5 * self.pairs[a, b] / max(1, self.words[a])
-            + 0.5 * (self.words[b] + 1) / (total + len(self.words) + 1))
-            for a, b in zip(tokens, tokens[1:])]
-        return math.exp(-sum(logs) / len(logs))
-
 # %% ../../chapters/03_text_attacks.ipynb #c03-072
 def surprise(texts: Sequence[str], others: Sequence[str],
-             language: BigramModel) -> float:
+             perplexity: Callable[[str], float]) -> float:
     """Return by what factor marking raises the perplexity, as a median.
 
     Args: texts, others: the clean texts and their marked versions;
-        language: fitted on other clean text.
+        perplexity: of a text, by other clean text.
     Source: ours, a small stand-in for the GPT-2 of Qi et al. 2021.
     """
-    return median(language.perplexity(b) / language.perplexity(a)
+    return median(perplexity(b) / perplexity(a)
                   for a, b in zip(texts, others))

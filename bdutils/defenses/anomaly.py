@@ -17,8 +17,8 @@ from sklearn.covariance import shrunk_covariance
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from ..data import ReservedSet
-from ..models import Classifier
+from ..roles import ReservedSet
+from ..models.text import Classifier
 from ..probing import hidden_states
 from ..training import cross_entropy
 

@@ -7,6 +7,7 @@ __all__ = ['Model', 'Training', 'TuningSettings', 'twin', 'as_tuning', 'fine_tun
 
 # %% ../../chapters/10_baselines.ipynb #c10-009
 import copy
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.utils import ModelOutput
 
-from ..data import DefenderView, ReservedSet
-from ..images import PictureClassifier, PictureSettings
+from .base import Case, Outcome, repair
+from ..roles import DefenderView, ReservedSet
+from ..models.image import PictureClassifier
+from ..training import PictureSettings
 from ..metrics import cacc
-from ..models import Classifier
+from ..models.text import Classifier
 from ..training import TrainSettings, cross_entropy, train
 
 Model = Classifier | PictureClassifier
@@ -392,3 +395,19 @@ def tuned(classifier: Model, view: DefenderView, training: Training,
     way = (nad if settings.attention else sam if settings.rho
            else fine_tune)
     return way(start, clean, training, settings)
+
+# %% ../../chapters/10_baselines.ipynb #c10-055r
+@repair.register
+def _(settings: TuningSettings, case: Case) -> Outcome:
+    """Run one of the four ways that tune in a comparison of defenses."""
+    start = time.perf_counter()
+    model = tuned(case.classifier, case.view, case.training, settings)
+    return Outcome(model, seconds={"purify": time.perf_counter() - start})
+
+
+@repair.register
+def _(settings: MinimaxSettings, case: Case) -> Outcome:
+    """Run I-BAU in a comparison of defenses."""
+    start = time.perf_counter()
+    model = ibau(case.classifier, case.view, settings)
+    return Outcome(model, seconds={"purify": time.perf_counter() - start})

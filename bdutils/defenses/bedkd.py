@@ -18,11 +18,23 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..data import DefenderView, ReservedSet, TrainingSet
-from .mapping import (
-    Reader, ScanSettings, Step, Suspects, adam, flip, learn,
-    mapping_module, prepare, read_text, scan, split_reserved)
-from ..models import Classifier
+from .base import Case, Outcome, repair
+from ..roles import DefenderView, ReservedSet, TrainingSet
+from bdutils.defenses.mapping import (
+    Reader,
+    ScanSettings,
+    Step,
+    Suspects,
+    adam,
+    flip,
+    learn,
+    mapping_module,
+    prepare,
+    read_text,
+    scan,
+    split_reserved,
+)
+from ..models.text import Classifier
 
 # %% ../../chapters/06_bedkd.ipynb #c06-031
 @dataclass(frozen=True)
@@ -298,6 +310,13 @@ def bedkd(classifier: Classifier, view: DefenderView,
                "purify": time.perf_counter() - middle}
     return BeDKDResult(replace(classifier, model=model), module, found,
                        tuple(history), verdict, seconds)
+
+# %% ../../chapters/06_bedkd.ipynb #c06-070r
+@repair.register
+def _(settings: BeDKDSettings, case: Case) -> Outcome:
+    """Run BeDKD in a comparison of defenses."""
+    found = bedkd(case.classifier, case.view, settings, **case.looks)
+    return Outcome(found.classifier, found.verdict, found.seconds, found)
 
 # %% ../../chapters/06_bedkd.ipynb #c06-065
 def _require(classifier: Classifier, view: DefenderView,

@@ -20,15 +20,29 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..data import DefenderView, Examples, ReservedSet
-from .anomaly import (
-    Charge, Detector, DetectorSettings,
-    Flags, _in_range, charges, detect, fit_detector)
-from .bedkd import (
-    Reading, Watch, _verdict, base_rate, endless, ignore)
+from .base import Case, Outcome, repair
+from ..roles import DefenderView, Examples, ReservedSet
+from bdutils.defenses.anomaly import (
+    Charge,
+    Detector,
+    DetectorSettings,
+    Flags,
+    _in_range,
+    charges,
+    detect,
+    fit_detector,
+)
+from bdutils.defenses.bedkd import (
+    Reading,
+    Watch,
+    _verdict,
+    base_rate,
+    endless,
+    ignore,
+)
 from .mapping import split_reserved
 from ..metrics import cacc
-from ..models import Classifier
+from ..models.text import Classifier
 
 # %% ../../chapters/08_dup.ipynb #c08-015
 def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
@@ -487,3 +501,10 @@ def dup(classifier: Classifier, view: DefenderView,
                "purify": time.perf_counter() - middle}
     return DUPResult(replace(classifier, model=model), *found, tuple(history),
                      student, verdict, seconds)
+
+# %% ../../chapters/08_dup.ipynb #c08-065r
+@repair.register
+def _(settings: DUPSettings, case: Case) -> Outcome:
+    """Run DUP in a comparison of defenses."""
+    found = dup(case.classifier, case.view, settings, **case.looks)
+    return Outcome(found.classifier, found.verdict, found.seconds, found)

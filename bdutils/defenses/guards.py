@@ -8,6 +8,7 @@ __all__ = ['Model', 'Guard', 'set_apart', 'StripSettings', 'overlaid', 'picture_
 import hashlib
 import math
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
-from ..attacks.text import BigramModel
-from ..data import DefenderView, Pictures, ReservedSet, evenly
+from .base import Case, Outcome, repair
+from ..perplexity import BigramModel
+from ..roles import DefenderView, Pictures, ReservedSet, evenly
 from .anomaly import strip_scores, word_falls
-from ..images import PictureClassifier
+from ..models.image import PictureClassifier
 from ..metrics import REFUSED, cacc, threshold_at_fpr
-from ..models import Classifier
+from ..models.text import Classifier
 
 Model = Classifier | PictureClassifier
 
@@ -243,3 +245,19 @@ def onion(classifier: Classifier, view: DefenderView,
                 for text in texts], [False] * len(texts)
 
     return Guard(classifier, before, threshold, False)
+
+# %% ../../chapters/12_guards.ipynb #c12-070r
+@repair.register
+def _(settings: StripSettings, case: Case) -> Outcome:
+    """Put STRIP before a model in a comparison of defenses."""
+    start = time.perf_counter()
+    guard = strip(case.classifier, case.view, settings)
+    return Outcome(guard, "guarded", {"fit": time.perf_counter() - start})
+
+
+@repair.register
+def _(settings: OnionSettings, case: Case) -> Outcome:
+    """Put ONION before a model in a comparison of defenses."""
+    start = time.perf_counter()
+    guard = onion(case.classifier, case.view, settings)
+    return Outcome(guard, "guarded", {"fit": time.perf_counter() - start})

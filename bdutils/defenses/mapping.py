@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import Examples, ReservedSet, TrainingSet
-from ..models import Classifier
+from ..roles import Examples, ReservedSet, TrainingSet
+from ..models.text import Classifier
 
 # %% ../../chapters/05_mapping_module.ipynb #c05-007
 @dataclass(frozen=True)

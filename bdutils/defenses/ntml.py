@@ -15,9 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import DefenderView, ReservedSet, TrainingSet
-from .baselines import (
-    Model, Training, inputs_of, last_layer, twin)
+from .base import Case, Outcome, repair
+from ..roles import DefenderView, ReservedSet, TrainingSet
+from bdutils.defenses.baselines import (
+    Model,
+    Training,
+    inputs_of,
+    last_layer,
+    twin,
+)
 from .bedkd import _verdict
 from ..training import train
 
@@ -376,3 +382,11 @@ def ntml(classifier: Model, view: DefenderView, fresh: Fresh,
         last if verdict == "purified" else twin(classifier), stages,
         tuple(passes.tolist()), verdict,
         {step: b - a for step, a, b in zip(steps, clock, clock[1:])})
+
+# %% ../../chapters/11_ntml.ipynb #c11-076r
+@repair.register
+def _(settings: NTMLSettings, case: Case) -> Outcome:
+    """Run NT-ML in a comparison of defenses."""
+    found = ntml(case.classifier, case.view, case.fresh, case.training,
+                 settings)
+    return Outcome(found.classifier, found.verdict, found.seconds, found)

@@ -2,8 +2,8 @@
 
 import torch
 
-from bdutils.data import Pictures
-from bdutils.images import PictureSettings
+from bdutils.roles import Pictures
+from bdutils.training import PictureSettings
 
 NAMES = ("left", "middle", "right")
 TRAINING = PictureSettings(epochs=4, batch_size=32, lr=0.05, pad=1, flip=False)

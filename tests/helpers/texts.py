@@ -7,9 +7,9 @@ from functools import cache
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, BertTokenizerFast
 
-from bdutils.data import DefenderView, ReservedSet, TrainingSet
 from bdutils.defenses.anomaly import Detector, DetectorSettings
-from bdutils.models import Classifier
+from bdutils.models.text import Classifier
+from bdutils.roles import DefenderView, ReservedSet, TrainingSet
 
 NAMES = ("bad", "good")
 WORDS = "the a film plot cast is was very and long dull warm odd new old with cf of it no".split()

@@ -10,7 +10,7 @@ from statistics import fmean
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from bdutils import comparison, results
+from bdutils.experiments import comparison, results
 
 # Attack: name for readers who have not met it yet, and what it does.
 ATTACKS = {

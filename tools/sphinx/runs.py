@@ -10,7 +10,7 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from bdutils import results
+from bdutils.experiments import results
 from tools import book, status
 
 

@@ -11,20 +11,9 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-from . import scale as current_scale
-from .assets import AssetError, asset, entry
-from .distributed import Team
-
-
-def pick_device() -> torch.device:
-    """Return the GPU if there is one, the CPU otherwise; each of several processes has its own.
-
-    Source: ours.
-    """
-    team = Team.now()
-    if team.accelerator is not None:
-        return team.accelerator.device
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+from .. import scale as current_scale
+from ..assets import AssetError, asset, entry
+from ..distributed import pick_device
 
 
 def encoder_source(scale: str | None = None) -> str:

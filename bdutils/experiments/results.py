@@ -19,8 +19,8 @@ import torch
 import transformers
 from filelock import FileLock, Timeout
 
-from . import __version__
-from .metrics import Rate, mean_interval, wilson
+from .. import __version__
+from ..metrics import Rate, mean_interval, wilson
 
 
 def shipped() -> Path:

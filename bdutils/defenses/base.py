@@ -11,22 +11,15 @@ From then on `repair(MySettings(), case)` works, and so does every table that is
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import Protocol
 
-from ..data import DefenderView
-from ..images import PictureClassifier, PictureSettings
-from ..models import Classifier
-from ..training import TrainSettings
-from ..victims import untrained
-from .baselines import MinimaxSettings, TuningSettings, ibau, tuned
-from .bedkd import BeDKDSettings, bedkd
-from .dup import DUPSettings, dup
-from .guards import OnionSettings, StripSettings, onion, strip
-from .ntml import NTMLSettings, ntml
+from ..models.image import PictureClassifier
+from ..models.text import Classifier
+from ..roles import DefenderView
+from ..training import PictureSettings, TrainSettings, untrained
 
 
 class Predictor(Protocol):
@@ -88,49 +81,3 @@ def repair(settings: object, case: Case) -> Outcome:
     """
     raise TypeError(f"no defense belongs to {type(settings).__name__}: write one, and put "
                     "`@repair.register` above it")
-
-
-@repair.register
-def _(settings: TuningSettings, case: Case) -> Outcome:
-    start = time.perf_counter()
-    model = tuned(case.classifier, case.view, case.training, settings)
-    return Outcome(model, seconds={"purify": time.perf_counter() - start})
-
-
-@repair.register
-def _(settings: MinimaxSettings, case: Case) -> Outcome:
-    start = time.perf_counter()
-    model = ibau(case.classifier, case.view, settings)
-    return Outcome(model, seconds={"purify": time.perf_counter() - start})
-
-
-@repair.register
-def _(settings: StripSettings, case: Case) -> Outcome:
-    start = time.perf_counter()
-    guard = strip(case.classifier, case.view, settings)
-    return Outcome(guard, "guarded", {"fit": time.perf_counter() - start})
-
-
-@repair.register
-def _(settings: OnionSettings, case: Case) -> Outcome:
-    start = time.perf_counter()
-    guard = onion(case.classifier, case.view, settings)
-    return Outcome(guard, "guarded", {"fit": time.perf_counter() - start})
-
-
-@repair.register
-def _(settings: BeDKDSettings, case: Case) -> Outcome:
-    found = bedkd(case.classifier, case.view, settings, **case.looks)
-    return Outcome(found.classifier, found.verdict, found.seconds, found)
-
-
-@repair.register
-def _(settings: DUPSettings, case: Case) -> Outcome:
-    found = dup(case.classifier, case.view, settings, **case.looks)
-    return Outcome(found.classifier, found.verdict, found.seconds, found)
-
-
-@repair.register
-def _(settings: NTMLSettings, case: Case) -> Outcome:
-    found = ntml(case.classifier, case.view, case.fresh, case.training, settings)
-    return Outcome(found.classifier, found.verdict, found.seconds, found)

@@ -25,12 +25,19 @@ from .attacks.text import (
     require_visible,
     triggered,
 )
-from .data import DefenderView, Examples, Task, TrainingSet
 from .distributed import entry_together
-from .images import PictureClassifier, PictureSettings, write_weights
 from .metrics import Rate, asr, cacc, pacc, ra, refused
-from .models import Classifier, encoder_source
-from .training import TrainReport, TrainSettings, train
+from .models.image import PictureClassifier, write_weights
+from .models.text import Classifier, encoder_source
+from .roles import DefenderView, Examples, Task, TrainingSet
+from .training import (
+    PictureSettings,
+    TrainReport,
+    TrainSettings,
+    settings_for,
+    train,
+    untrained,
+)
 
 RECIPE = 1  # raise it when a change of code changes what the same settings train
 
@@ -121,31 +128,6 @@ def victim(task: Task, attack: str | Trigger | None = "badnets", *,
     report = TrainReport(**json.loads((folder / "training.json").read_text(encoding="utf8")))
     kind = PictureClassifier if rows.are_pictures else Classifier
     return Victim(kind.load(folder), task, rows, truth, settings, report)
-
-
-def settings_for(task: Task, **changes) -> TrainSettings | PictureSettings:
-    """Return how a model of this task is trained at the scale in force, with changes.
-
-    Source: ours.
-    """
-    kind = PictureSettings if task.train.are_pictures else TrainSettings
-    return kind.at(**changes)
-
-
-def untrained(rows: Examples, settings: TrainSettings | PictureSettings,
-              source: str | None = None) -> Classifier | PictureClassifier:
-    """Return a model that fits the rows, as `settings` want it.
-
-    Args: rows: texts get an encoder with a fresh head, pictures a fresh network; settings: of the
-        training to come; source: of the encoder, or the network's scale; that in force if None.
-    Source: ours.
-    """
-    if rows.are_pictures:
-        return PictureClassifier.new(rows.num_labels, channels=rows.texts.pixels.shape[1],
-                                     network=source, seed=settings.seed, pad=settings.pad,
-                                     flip=settings.flip)
-    return Classifier.new(rows.num_labels, source=source, dropout=settings.dropout,
-                          seed=settings.seed, max_length=settings.max_length)
 
 
 def _poisoned(train: TrainingSet, attack: str | Trigger | PictureTrigger,

@@ -11,26 +11,20 @@ from functools import singledispatch
 
 import torch
 
-from ..data import DefenderView
+from ..defenses.anomaly import charges
+from ..defenses.base import Case, Outcome, repair
+from ..defenses.baselines import MinimaxSettings, TuningSettings
+from ..defenses.bedkd import AUTHORS, BeDKDResult, BeDKDSettings, find_suspects, retrain_without
+from ..defenses.dup import AUTHORS as DUP_AUTHORS
+from ..defenses.dup import DUPResult, DUPSettings
+from ..defenses.guards import OnionSettings, StripSettings
+from ..defenses.mapping import gap, split_reserved
+from ..defenses.ntml import NTMLSettings, centered, without
+from ..evaluation import Victim
 from ..metrics import auroc, tpr_fpr, wilson
-from ..models import Classifier
-from ..training import train
-from ..victims import Victim, untrained
-from .anomaly import charges
-from .baselines import MinimaxSettings, TuningSettings
-from .bedkd import (
-    AUTHORS,
-    BeDKDResult,
-    BeDKDSettings,
-    find_suspects,
-    retrain_without,
-)
-from .dup import AUTHORS as DUP_AUTHORS
-from .dup import DUPResult, DUPSettings
-from .guards import OnionSettings, StripSettings
-from .interface import Case, Outcome, repair
-from .mapping import gap, split_reserved
-from .ntml import NTMLSettings, centered, without
+from ..models.text import Classifier
+from ..roles import DefenderView
+from ..training import train, untrained
 
 # The comparisons see the trust rows at least as often as BeDKD mostly needs.
 _PLAIN = BeDKDSettings(punish="none", trust_steps=0, cycles=4)

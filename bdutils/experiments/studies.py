@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from . import results, scale
-from .attacks.images import PICTURE_TRIGGERS, PatchTrigger
-from .attacks.text import (
+from .. import scale
+from ..attacks.images import PICTURE_TRIGGERS, PatchTrigger
+from ..attacks.text import (
     TRIGGERS,
     ParaphraseTable,
     PoisonSettings,
@@ -24,14 +24,16 @@ from .attacks.text import (
     mark,
     paraphrases_from,
 )
-from .data import PICTURES, TestSet, TrainingSet, evenly, load_task
-from .defenses.baselines import TuningSettings, as_tuning, twin
-from .defenses.interface import Predictor
-from .defenses.runs import VARIANTS, defend
-from .metrics import Rate, cacc, refused
-from .models import Classifier
-from .training import train
-from .victims import Scores, Victim, evaluate, settings_for, victim
+from ..data import PICTURES, load_task
+from ..defenses.base import Predictor
+from ..defenses.baselines import TuningSettings, as_tuning, twin
+from ..evaluation import Scores, Victim, evaluate, victim
+from ..metrics import Rate, cacc, refused
+from ..models.text import Classifier
+from ..roles import TestSet, TrainingSet, evenly
+from ..training import settings_for, train
+from . import results
+from .variants import VARIANTS, defend
 
 
 @dataclass(frozen=True)

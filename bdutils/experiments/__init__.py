@@ -1,0 +1,1 @@
+"""Recorded studies: what is run, how, and what came out."""

@@ -1,0 +1,1 @@
+"""Models: classifiers of texts and of images, with one set of methods."""
