@@ -31,7 +31,7 @@ def shipped() -> Path:
 
     Source: ours.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     clone = package.parent / "data"
     return clone if (clone / "reported.json").is_file() else package / "_data"
 
