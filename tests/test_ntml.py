@@ -757,18 +757,73 @@ def test_of_the_rounds_that_keep_the_accuracy_the_best_is_kept(attacked, view, m
     assert torch.equal(model.head.bias, start)
 
 
-def test_the_backdoor_gets_weaker_and_the_given_model_stays(attacked, view, task):
-    before = copy.deepcopy(attacked.classifier.model.state_dict())
-    settings = replace(QUICK, radius=2.0, rounds=20)
-    found = bl.ibau(attacked.classifier, DefenderView(view.reserved), settings)
+def worst_loss(classifier, rows, settings):
+    """Return the loss of a model under the worst mark for these rows, sought anew."""
+    model, labels = classifier.model.eval(), torch.tensor(rows.labels)
+    x = rows.texts.pixels.float() / 255
+
+    def loss(mark):
+        return F.cross_entropy(model(x + mark).logits, labels)
+
+    return loss(bl.worst_mark(loss, x[:1], settings)).item()
+
+
+@pytest.fixture(scope="module")
+def three(attacked):
+    """The attacked model, and two more of other seeds."""
+    models = [attacked.classifier]
+    for seed in (1, 2):
+        training = replace(TRAINING, seed=seed)
+        models.append(untrained(attacked.train, training))
+        train(models[-1], attacked.train, training)
+    return models
+
+
+def check_ibau(models, view, task):
+    """What unlearning promises, on three models, as one of them alone is a matter of luck.
+
+    Measured under five settings of the processor: the worst loss falls to 0.2 to 0.6 % of what it
+    was; the ASR ends at 0.00 to 0.40 on a model, at 0.05 to 0.15 in the mean of three.
+    """
+    settings = replace(QUICK, radius=1.0, rounds=20)
+    found = [bl.ibau(model, DefenderView(view.reserved), settings) for model in models]
+    for was, now in zip(models, found, strict=True):
+        assert worst_loss(now, task.test, settings) < 0.1 * worst_loss(was, task.test, settings)
+    before, after = ([evaluate(model, task, PatchTrigger(), 0) for model in some]
+                     for some in (models, found))
+    assert min(scores.asr.value for scores in before) > 0.9
+    assert sum(scores.asr.value for scores in after) / 3 < 0.5
+    assert min(scores.cacc.value for scores in after) > 0.9
+
+
+def test_the_backdoor_gets_weaker_and_the_given_model_stays(three, view, task):
+    before = copy.deepcopy(three[0].model.state_dict())
+    check_ibau(three, view, task)
     assert all(torch.equal(value, before[name])
-               for name, value in attacked.classifier.model.state_dict().items())
-    was, now = (evaluate(model, task, PatchTrigger(), 0) for model in (attacked.classifier, found))
-    assert now.asr.value < was.asr.value - 0.5 and now.cacc.value > was.cacc.value - 0.1
-    # The bound holds on the rows that the defender has.
-    lost = [sum(a == b for a, b in zip(model.predict(view.reserved.texts), view.reserved.labels))
-            for model in (attacked.classifier, found)]
-    assert lost[0] - lost[1] <= 0.04 * len(view.reserved)
+               for name, value in three[0].model.state_dict().items())
+
+
+@pytest.mark.parametrize("name, other", [
+    # Steps up the slope; marks that are not sought; no step at all.
+    ("hypergradient", lambda *args, kept=bl.hypergradient: [-slope for slope in kept(*args)]),
+    ("worst_mark", lambda loss, like, settings: torch.zeros_like(like)),
+    ("unlearned", lambda *args: iter([1.0, 2.0]))])
+def test_what_does_not_unlearn_is_noticed(three, view, task, monkeypatch, name, other):
+    with monkeypatch.context() as patch:
+        patch.setattr(bl, name, other)
+        found = [bl.ibau(model, DefenderView(view.reserved),
+                         replace(QUICK, radius=1.0, rounds=20)) for model in three]
+    monkeypatch.setattr(bl, "ibau", lambda *args: found.pop(0))
+    with pytest.raises(AssertionError):
+        check_ibau(three, view, task)
+
+
+def test_of_the_rows_that_the_defender_has_only_a_share_is_lost(attacked, view):
+    found = bl.ibau(attacked.classifier, DefenderView(view.reserved),
+                    replace(QUICK, radius=2.0, rounds=20))
+    right = [sum(a == b for a, b in zip(model.predict(view.reserved.texts), view.reserved.labels))
+             for model in (attacked.classifier, found)]
+    assert right[0] - right[1] <= 0.04 * len(view.reserved)
 
 
 @pytest.mark.parametrize("changes", [
