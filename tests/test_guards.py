@@ -14,11 +14,11 @@ from helpers.texts import built
 from helpers.walls import SECRETS, imported, names_in
 from transformers import BertConfig
 
-from bdutils.attacks.text import BigramModel
 from bdutils.defenses import guards as gd
 from bdutils.defenses.guards import OnionSettings, StripSettings
 from bdutils.metrics import REFUSED, asr, cacc, ra, refused
 from bdutils.models.image import PictureClassifier
+from bdutils.perplexity import BigramModel
 from bdutils.roles import DefenderView, Pictures, ReservedSet, TrainingSet
 
 NAMES = ("left", "right")
