@@ -22,8 +22,9 @@ def prose(node) -> str:
     if isinstance(node, NavigableString):
         return "" if type(node) is not NavigableString else str(node)
     if node.name in SKIPPED_TAGS or SKIPPED_CLASSES & set(node.get("class", ())) \
-            or "bibliography.html" in node.get("href", ""):  # names of authors
-        return " "
+            or "bibliography.html" in node.get("href", "") \
+            or node.name == "strong" and node.find_parent("dl", class_="field-list"):
+        return " "  # in the last two lines: names of authors, of parameters and of errors
     text = "".join(map(prose, node.children))
     return text if node.name in INLINE else f"{text} "
 
