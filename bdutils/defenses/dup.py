@@ -35,7 +35,7 @@ from bdutils.defenses.anomaly import (
 from bdutils.defenses.bedkd import (
     Reading,
     Watch,
-    _verdict,
+    verdict_on,
     base_rate,
     endless,
     ignore,
@@ -492,7 +492,7 @@ def dup(classifier: Classifier, view: DefenderView,
         student, history = _purge(classifier, view, settings, parts, found[2],
                                   watch)
         model = copy.deepcopy(student).merge_and_unload()
-        verdict = _verdict(classifier, model, parts[1], settings)
+        verdict = verdict_on(classifier, model, parts[1], settings)
         if verdict == "purified" and settings.stop:
             _warn_unless_settled(history, settings)
     model = model if verdict == "purified" else copy.deepcopy(classifier.model)

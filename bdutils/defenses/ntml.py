@@ -24,7 +24,7 @@ from bdutils.defenses.baselines import (
     last_layer,
     twin,
 )
-from .bedkd import _verdict
+from .bedkd import verdict_on
 from ..training import train
 
 Fresh = Callable[[Training], Model]
@@ -373,7 +373,7 @@ def ntml(classifier: Model, view: DefenderView, fresh: Fresh,
             if settings.mutual else (student, student))
     clock.append(time.perf_counter())
     last, passes = last_student(pair, pool, fresh, training, settings)
-    verdict = _verdict(classifier, last.model, clean, settings)
+    verdict = verdict_on(classifier, last.model, clean, settings)
     clock.append(time.perf_counter())
     stages = {"non-target student": student, "mutual teacher": pair[0],
               "mutual student": pair[1], "last student": last}
