@@ -13,9 +13,11 @@ SCALES = ("small", "full")
 def scale() -> str:
     """Return the scale in force: `small` (CPU, minutes) or `full` (hub, GPU).
 
-    Returns: the value of the environment variable BDUTILS_SCALE, `small` if it is not set.
-    Raises: ValueError for any other value.
-    Source: ours.
+    Returns:
+        The value of the environment variable BDUTILS_SCALE, `small` if it is not set.
+
+    Raises:
+        ValueError: For any other value.
     """
     value = os.environ.get("BDUTILS_SCALE", "small")
     if value not in SCALES:
@@ -26,9 +28,11 @@ def scale() -> str:
 def use_scale(value: str) -> None:
     """Choose the scale for this process and its children.
 
-    Args: value: `small` or `full`.
-    Raises: ValueError for any other value.
-    Source: ours.
+    Args:
+        value: `small` or `full`.
+
+    Raises:
+        ValueError: For any other value.
     """
     if value not in SCALES:
         raise ValueError(f"unknown scale {value!r}: use one of {SCALES}")
@@ -38,10 +42,12 @@ def use_scale(value: str) -> None:
 def use_cache(folder: str | os.PathLike) -> None:
     """Keep models and data in this folder, such as one on a drive that outlives the machine.
 
-    Args: folder: made if it is missing; the one around it must be there.
-    Raises: FileNotFoundError if it is not: a drive that is not mounted would be taken for a
-        folder of this machine.
-    Source: ours.
+    Args:
+        folder: Made if it is missing; the one around it must be there.
+
+    Raises:
+        FileNotFoundError: If it is not: a drive that is not mounted would be taken for a folder of
+            this machine.
     """
     chosen = Path(folder).expanduser().absolute()
     if not chosen.parent.is_dir():
@@ -53,8 +59,8 @@ def use_cache(folder: str | os.PathLike) -> None:
 def set_seed(seed: int) -> None:
     """Seed Python, NumPy and PyTorch at one place.
 
-    Args: seed: any non-negative integer.
-    Source: ours.
+    Args:
+        seed: Any non-negative integer.
     """
     import numpy as np
     import torch
@@ -65,10 +71,7 @@ def set_seed(seed: int) -> None:
 
 
 def check() -> None:
-    """Print what this machine offers: versions, device, scale and cache folder.
-
-    Source: ours.
-    """
+    """Print what this machine offers: versions, device, scale and cache folder."""
     import datasets
     import torch
     import transformers

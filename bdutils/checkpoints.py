@@ -22,25 +22,28 @@ from torch import Tensor
 
 @dataclass
 class Checkpoint:
-    """What a training consists of between two epochs, and the file that keeps it.
-
-    Fields: path: of the file, None to keep nothing; key: says which training it is; model,
-    optimizer, schedule, scaler, rng: changed by each epoch, and put back by `load`.
-    """
+    """What a training consists of between two epochs, and the file that keeps it."""
 
     path: Path | None
+    """Of the file, None to keep nothing."""
     key: str
+    """Says which training it is."""
     model: torch.nn.Module
+    """Changed by each epoch, and put back by `load`, as all that follow."""
     optimizer: torch.optim.Optimizer
+    """Its tensors are kept as well."""
     schedule: torch.optim.lr_scheduler.LambdaLR
+    """Of the learning rate."""
     scaler: torch.amp.GradScaler
+    """Of half precision."""
     rng: random.Random
+    """Source of the order of the rows."""
 
     def save(self, report: list) -> None:
         """Keep the state, whole or not at all.
 
-        Args: report: of the epochs so far, in values that JSON knows.
-        Source: ours.
+        Args:
+            report: Of the epochs so far, in values that JSON knows.
         """
         if self.path is None:
             return
@@ -62,9 +65,11 @@ class Checkpoint:
     def load(self) -> list:
         """Put the kept state back, if there is one.
 
-        Returns: the report that was given to `save`, empty if the training starts anew.
-        Raises: ValueError if the file is of another training.
-        Source: ours.
+        Returns:
+            The report that was given to `save`, empty if the training starts anew.
+
+        Raises:
+            ValueError: If the file is of another training.
         """
         if self.path is None or not self.path.is_file():
             return []

@@ -64,10 +64,15 @@ class Backend(DaskDistributedBackend):
 def connected(address: str) -> Iterator[Backend]:
     """Connect to a Dask scheduler.
 
-    Args: address: of the scheduler, `tcp://HOST:PORT`.
-    Returns: a context that gives a backend for joblib and closes the connection at its end.
-    Raises: ConnectionError if no scheduler answers; ValueError if a worker has several threads.
-    Source: ours.
+    Args:
+        address: Of the scheduler, `tcp://HOST:PORT`.
+
+    Returns:
+        A context that gives a backend for joblib and closes the connection at its end.
+
+    Raises:
+        ConnectionError: If no scheduler answers.
+        ValueError: If a worker has several threads.
     """
     try:
         client = Client(address, timeout=TIMEOUT, set_as_default=False)

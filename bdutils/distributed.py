@@ -36,22 +36,21 @@ class _Objective(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Team:
-    """The processes that run this program; the default is one that runs alone.
-
-    Fields: rank: number of this process, 0 for the main one; size: how many there are;
-    accelerator: of `accelerate`, None alone.
-    """
+    """The processes that run this program; the default is one that runs alone."""
 
     rank: int = 0
+    """Number of this process, 0 for the main one."""
     size: int = 1
+    """How many there are."""
     accelerator: Accelerator | None = None
+    """Of `accelerate`, None alone."""
 
     @classmethod
     def now(cls) -> Team:
         """Return the team that this process was started in.
 
-        Raises: ValueError if `accelerate` was configured to cut the model up.
-        Source: ours.
+        Raises:
+            ValueError: If `accelerate` was configured to cut the model up.
         """
         # Some clusters set WORLD_SIZE for every program; only a launcher numbers the processes.
         if int(os.environ.get("WORLD_SIZE", 1)) < 2 or "LOCAL_RANK" not in os.environ:
@@ -73,9 +72,10 @@ class Team:
                 compute: Callable[[dict, dict], Tensor]) -> tuple[Callable, torch.optim.Optimizer]:
         """Return `compute` and the optimizer so that gradients are averaged over the team.
 
-        Args: model: keeps its own class, only a wrapper around it is prepared; optimizer: of its
-            weights; compute: maps inputs and batch to the loss.
-        Source: ours.
+        Args:
+            model: Keeps its own class, only a wrapper around it is prepared.
+            optimizer: Of its weights.
+            compute: Maps inputs and batch to the loss.
         """
         if self.accelerator is None:
             return compute, optimizer
@@ -86,10 +86,12 @@ class Team:
 
         With these weights the mean over processes is the mean over rows, however many each has.
 
-        Args: rows: of the whole batch, at least one.
-        Returns: at least one row, since every process must take part in every step; its weight
-            is 0 where there are fewer rows than processes.
-        Source: ours.
+        Args:
+            rows: Of the whole batch, at least one.
+
+        Returns:
+            At least one row, since every process must take part in every step; its weight is 0
+            where there are fewer rows than processes.
         """
         mine = rows[self.rank::self.size]  # not a slice: rows are sorted by length
         return mine or rows[:1], self.size * len(mine) / len(rows)
@@ -97,8 +99,8 @@ class Team:
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean of each process's value, the same for all of them.
 
-        Args: value: a scalar; one without a gradient comes back, except alone.
-        Source: ours.
+        Args:
+            value: A scalar; one without a gradient comes back, except alone.
         """
         if self.accelerator is None:
             return value
@@ -110,8 +112,9 @@ class Team:
         Each BatchNorm layer has seen its process's rows only. As DDP does before each step, what
         the main process has gathered is kept.
 
-        Args: model: trained, weights equal already; tokens: that this process has seen.
-        Source: ours.
+        Args:
+            model: Trained, weights equal already.
+            tokens: That this process has seen.
         """
         if self.accelerator is None:
             return tokens
@@ -127,10 +130,16 @@ def entry_together(name: str, build: Callable[[Path], None], about: dict | None 
     The lock of `entry` would keep out processes that the training waits for. So the main process
     alone asks for the entry and tells the others whether to help; what it writes is kept.
 
-    Args: see `assets.entry`. Every process must ask, and all must see the same cache folder.
-    Returns: the folder of the finished entry.
-    Raises: AssetError as `assets.entry` does.
-    Source: ours.
+    Every process must ask, and all must see the same cache folder.
+
+    Args:
+        name, build, about: As for `assets.entry`.
+
+    Returns:
+        The folder of the finished entry.
+
+    Raises:
+        AssetError: As `assets.entry` raises it.
     """
     team = Team.now()
     if team.accelerator is None:
@@ -156,10 +165,7 @@ def entry_together(name: str, build: Callable[[Path], None], about: dict | None 
 
 
 def pick_device() -> torch.device:
-    """Return the GPU if there is one, the CPU otherwise; each of several processes has its own.
-
-    Source: ours.
-    """
+    """Return the GPU if there is one, the CPU otherwise; each of several processes has its own."""
     team = Team.now()
     if team.accelerator is not None:
         return team.accelerator.device

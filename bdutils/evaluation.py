@@ -44,25 +44,26 @@ RECIPE = 1  # raise it when a change of code changes what the same settings trai
 
 @dataclass(frozen=True)
 class Victim:
-    """A trained model together with everything an examiner knows about it.
-
-    Fields: classifier: the model; task: its data; train: what it was trained on, poisoned or
-    not; truth: what the attacker did, None for a clean model; settings: of the training;
-    report: losses and seconds of the training, whenever that was.
-    """
+    """A trained model together with everything an examiner knows about it."""
 
     classifier: Classifier | PictureClassifier
+    """The model."""
     task: Task
+    """Its data."""
     train: TrainingSet
+    """What it was trained on, poisoned or not."""
     truth: Truth | None
+    """What the attacker did, None for a clean model."""
     settings: TrainSettings | PictureSettings
+    """Of the training."""
     report: TrainReport
+    """Losses and seconds of the training, whenever that was."""
 
     def defender_view(self, with_pool: bool = True) -> DefenderView:
         """Return the data that a defense may see.
 
-        Args: with_pool: whether the defender has the (poisoned) training set.
-        Source: ours.
+        Args:
+            with_pool: Whether the defender has the (poisoned) training set.
         """
         return DefenderView(self.task.reserved, self.train if with_pool else None)
 
@@ -71,19 +72,25 @@ class Victim:
 class Scores:
     """What the examiner measures, each with n and 95 % interval.
 
-    Fields: cacc, asr, ra, pacc: see `metrics`; floor, clean_pacc: ASR and PACC of a model that
-    was never poisoned; refused, refused_clean: shares of the rows that ASR and CACC count, to
-    which a guard gave no answer. What was not asked for is None.
+    What was not asked for is None.
     """
 
     cacc: Rate
+    """See `metrics`."""
     asr: Rate
+    """See `metrics`."""
     ra: Rate
+    """See `metrics`."""
     floor: Rate | None = None
+    """ASR of a model that was never poisoned."""
     pacc: Rate | None = None
+    """See `metrics`."""
     clean_pacc: Rate | None = None
+    """PACC of a model that was never poisoned."""
     refused: Rate | None = None
+    """Share of the rows that the ASR counts to which a guard gave no answer."""
     refused_clean: Rate | None = None
+    """Share of the rows that CACC counts to which a guard gave no answer."""
 
 
 def victim(task: Task, attack: str | Trigger | None = "badnets", *,
@@ -92,13 +99,18 @@ def victim(task: Task, attack: str | Trigger | None = "badnets", *,
     """Return a model trained on poisoned data, from the cache if it was trained before.
 
     Args:
-        task: the data; its training role is poisoned.
-        attack: name of a built-in trigger, any other trigger, or None for a clean model.
-        settings: of the training; those of the scale in force if None.
-        encoder: see `models.encoder_source`; pictures have none.
-        poisoning: fields of `PoisonSettings`, such as poison_rate and target_label.
-    Returns: the model in evaluation mode, with data and truth.
-    Raises: ValueError for an unknown attack or settings that cannot be met.
+        task: The data; its training role is poisoned.
+        attack: Name of a built-in trigger, any other trigger, or None for a clean model.
+        settings: Of the training; those of the scale in force if None.
+        encoder: See `models.encoder_source`; pictures have none.
+        **poisoning: Fields of `PoisonSettings`, such as poison_rate and target_label.
+
+    Returns:
+        The model in evaluation mode, with data and truth.
+
+    Raises:
+        ValueError: For an unknown attack or settings that cannot be met.
+
     Source: Gu et al. 2017; training as in `training.train`.
     """
     settings = settings or settings_for(task)
@@ -140,9 +152,13 @@ def _poisoned(train: TrainingSet, attack: str | Trigger | PictureTrigger,
 def armed(attack: str | PictureTrigger, train: TrainingSet, target_label: int) -> PictureTrigger:
     """Return a trigger for pictures; one that must be learned comes with its networks.
 
-    Args: attack: name or trigger; train: clean rows; target_label: of the attack.
-    Raises: ValueError for an unknown attack.
-    Source: ours.
+    Args:
+        attack: Name or trigger.
+        train: Clean rows.
+        target_label: Of the attack.
+
+    Raises:
+        ValueError: For an unknown attack.
     """
     trigger = _trigger(attack, train)
     if not hasattr(trigger, "teach") or trigger.nets is not None:
@@ -159,9 +175,13 @@ def evaluate(model: Classifier, task: Task, trigger: str | Trigger | PictureTrig
              every_class: bool = False) -> Scores:
     """Measure a model on the test role, beside a model that was never poisoned.
 
-    Args: model: to be measured; task: whose test set; trigger, target_label: of the attack;
-        clean_model: gives the floor of the ASR and the PACC to aim at; every_class: mark rows
-        of the target class too, which PACC needs.
+    Args:
+        model: To be measured.
+        task: Whose test set.
+        trigger, target_label: Of the attack.
+        clean_model: Gives the floor of the ASR and the PACC to aim at.
+        every_class: Mark rows of the target class too, which PACC needs.
+
     Source: definitions in `metrics`.
     """
     trigger = (armed(trigger, task.train, target_label) if task.train.are_pictures

@@ -14,15 +14,16 @@ from statistics import NormalDist, fmean, stdev
 
 @dataclass(frozen=True)
 class Rate:
-    """A share with its size and 95 % interval.
-
-    Fields: value: 0 to 1; n: how many rows were counted; low, high: bounds of the interval.
-    """
+    """A share with its size and 95 % interval."""
 
     value: float
+    """The share, 0 to 1."""
     n: int
+    """How many rows were counted."""
     low: float
+    """Lower bound of the interval."""
     high: float
+    """Upper bound of the interval."""
 
     def __str__(self) -> str:
         """Show per cent: value, interval, n."""
@@ -36,8 +37,14 @@ class Rate:
 def wilson(hits: int, n: int, level: float = 0.95) -> Rate:
     """Return a share with its Wilson score interval, which is sound near 0 and 1 too.
 
-    Args: hits: how often it happened; n: how often it could have; level: of confidence.
-    Raises: ValueError unless 0 <= hits <= n and n >= 1.
+    Args:
+        hits: How often it happened.
+        n: How often it could have.
+        level: Of confidence.
+
+    Raises:
+        ValueError: Unless 0 <= hits <= n and n >= 1.
+
     Source: Wilson 1927.
     """
     if not 0 <= hits <= n or n < 1:
@@ -68,8 +75,10 @@ REFUSED = -1
 def refused(predicted: Sequence[int]) -> Rate:
     """Return the share of rows that a guard gave no answer to.
 
-    Args: predicted: (n,) classes, `REFUSED` where there is none.
-    Source: ours; on clean rows it is the false positive rate of the guard.
+    On clean rows it is the false positive rate of the guard.
+
+    Args:
+        predicted: (n,) classes, `REFUSED` where there is none.
     """
     return _share([p == REFUSED for p in predicted])
 
@@ -77,7 +86,9 @@ def refused(predicted: Sequence[int]) -> Rate:
 def cacc(predicted: Sequence[int], labels: Sequence[int]) -> Rate:
     """Return clean accuracy: the share of untouched test rows that are classified rightly.
 
-    Args: predicted, labels: (n,) class numbers; every class counts, the target too.
+    Args:
+        predicted, labels: (n,) class numbers; every class counts, the target too.
+
     Source: Cui et al. 2022 (CACC); BA and C-Acc elsewhere.
     """
     _same_length(predicted, labels)
@@ -90,8 +101,11 @@ def asr(predicted: Sequence[int], labels: Sequence[int], target_label: int) -> R
     Args:
         predicted: (n,) classes given to *triggered* rows.
         labels: (n,) their true classes; rows of the target class are left out.
-        target_label: the class that the attacker wants.
-    Raises: ValueError if no row is left.
+        target_label: The class that the attacker wants.
+
+    Raises:
+        ValueError: If no row is left.
+
     Source: Cui et al. 2022. On a model that never saw poison the same number is the *floor*.
     """
     _same_length(predicted, labels)
@@ -102,7 +116,13 @@ def asr(predicted: Sequence[int], labels: Sequence[int], target_label: int) -> R
 def ra(predicted: Sequence[int], labels: Sequence[int], target_label: int) -> Rate:
     """Return robust accuracy: the share of those same triggered rows given their true label.
 
-    Args: as for `asr`. With two classes RA = 1 - ASR.
+    With two classes RA = 1 - ASR.
+
+    Args:
+        predicted: (n,) classes given to *triggered* rows.
+        labels: (n,) their true classes; rows of the target class are left out.
+        target_label: The class that the attacker wants.
+
     Source: Wu et al. 2022 (BackdoorBench).
     """
     _same_length(predicted, labels)
@@ -112,9 +132,14 @@ def ra(predicted: Sequence[int], labels: Sequence[int], target_label: int) -> Ra
 def pacc(predicted: Sequence[int], labels: Sequence[int]) -> Rate:
     """Return the accuracy on triggered rows of *all* classes against their true labels.
 
-    Args: predicted: (n,) classes given to triggered rows; labels: (n,) true classes.
-    Source: ours, after the unlearning literature; compare it with a model trained without
-        poison, not with 1, since a trigger may hide the content.
+    Compare it with a model trained without poison, not with 1, since a trigger may hide the
+    content.
+
+    Args:
+        predicted: (n,) classes given to triggered rows.
+        labels: (n,) true classes.
+
+    Source: after the unlearning literature.
     """
     return cacc(predicted, labels)
 
@@ -122,7 +147,14 @@ def pacc(predicted: Sequence[int], labels: Sequence[int]) -> Rate:
 def der(cacc_before: float, cacc_after: float, asr_before: float, asr_after: float) -> float:
     """Return the defense effectiveness rating, 0 to 1; 0.5 if nothing is gained and nothing lost.
 
-    Args: shares before and after the defense. A gain in accuracy earns nothing.
+    A gain in accuracy earns nothing.
+
+    Args:
+        cacc_before: Share before the defense.
+        cacc_after: Share after it.
+        asr_before: Share before the defense.
+        asr_after: Share after it.
+
     Source: Zhu et al. 2023: DER = [max(0, dASR) - max(0, dACC) + 1] / 2.
     """
     return (max(0.0, asr_before - asr_after) - max(0.0, cacc_before - cacc_after) + 1) / 2
@@ -131,7 +163,12 @@ def der(cacc_before: float, cacc_after: float, asr_before: float, asr_after: flo
 def rir(cacc_before: float, cacc_after: float, ra_before: float, ra_after: float) -> float:
     """Return the robust improvement rating, 0 to 1; 0.5 if nothing is gained and nothing lost.
 
-    Args: shares before and after the defense.
+    Args:
+        cacc_before: Share before the defense.
+        cacc_after: Share after it.
+        ra_before: Share before the defense.
+        ra_after: Share after it.
+
     Source: BackdoorBench: RIR = [max(0, RA gain) - max(0, dACC) + 1] / 2.
     """
     return (max(0.0, ra_after - ra_before) - max(0.0, cacc_before - cacc_after) + 1) / 2
@@ -140,10 +177,17 @@ def rir(cacc_before: float, cacc_after: float, ra_before: float, ra_after: float
 def tpr_fpr(flagged: Sequence[bool], poisoned: Sequence[bool]) -> tuple[Rate, Rate]:
     """Return a detector's true and false positive rate.
 
-    Args: flagged: (n,) verdicts; poisoned: (n,) the truth.
-    Returns: share of poisoned rows flagged, share of clean rows flagged. OpenBackdoor's FAR is
-        1 - TPR and its FRR is FPR.
-    Raises: ValueError if there is no poisoned or no clean row.
+    Args:
+        flagged: (n,) verdicts.
+        poisoned: (n,) the truth.
+
+    Returns:
+        Share of poisoned rows flagged, share of clean rows flagged. OpenBackdoor's FAR is 1 - TPR
+        and its FRR is FPR.
+
+    Raises:
+        ValueError: If there is no poisoned or no clean row.
+
     Source: Cui et al. 2022.
     """
     _same_length(flagged, poisoned)
@@ -154,8 +198,13 @@ def tpr_fpr(flagged: Sequence[bool], poisoned: Sequence[bool]) -> tuple[Rate, Ra
 def auroc(scores: Sequence[float], poisoned: Sequence[bool]) -> float:
     """Return the chance that a poisoned row scores higher than a clean one; ties count half.
 
-    Args: scores: (n,) larger = more suspicious; poisoned: (n,) the truth.
-    Raises: ValueError if there is no poisoned or no clean row.
+    Args:
+        scores: (n,) larger = more suspicious.
+        poisoned: (n,) the truth.
+
+    Raises:
+        ValueError: If there is no poisoned or no clean row.
+
     Source: the Mann-Whitney form of the area under the ROC curve.
     """
     _same_length(scores, poisoned)
@@ -177,8 +226,13 @@ def auroc(scores: Sequence[float], poisoned: Sequence[bool]) -> float:
 def threshold_at_fpr(clean_scores: Sequence[float], fpr: float) -> float:
     """Return the score above which at most a share `fpr` of clean reserved rows lies.
 
-    Args: clean_scores: (n,) scores of reserved clean rows, never of test rows; fpr: 0 to 1.
-    Raises: ValueError for no scores or a rate outside [0, 1).
+    Args:
+        clean_scores: (n,) scores of reserved clean rows, never of test rows.
+        fpr: 0 to 1.
+
+    Raises:
+        ValueError: For no scores or a rate outside [0, 1).
+
     Source: Cui et al. 2022 (thresholds from clean validation data).
     """
     if not len(clean_scores) or not 0 <= fpr < 1:
@@ -194,9 +248,15 @@ _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Return the mean over seeds and its 95 % t interval.
 
-    Args: values: one number a seed, 2 to 11 of them.
-    Returns: mean, low, high; not clipped to [0, 1].
-    Raises: ValueError for another number of seeds.
+    Args:
+        values: One number a seed, 2 to 11 of them.
+
+    Returns:
+        Mean, low, high; not clipped to [0, 1].
+
+    Raises:
+        ValueError: For another number of seeds.
+
     Source: Student 1908.
     """
     if not 2 <= len(values) <= len(_T95) + 1:

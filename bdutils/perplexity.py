@@ -15,7 +15,9 @@ class BigramModel:
     """Word pairs counted in clean text, mixed with single words."""
 
     pairs: Counter
+    """Word pairs and how often they come."""
     words: Counter
+    """Words and how often they come."""
 
     @classmethod
     def fit(cls, texts: Sequence[str]) -> "BigramModel":

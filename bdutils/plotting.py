@@ -21,7 +21,7 @@ PALETTE = (BLUE, ORANGE, GREEN, RED, SKY, PURPLE, YELLOW, BLACK)
 def use_style() -> None:
     """Set the book's style for all figures that follow.
 
-    Source: ours; colors of Okabe and Ito.
+    Source: colors of Okabe and Ito.
     """
     plt.rcParams.update({
         "figure.figsize": (6.4, 3.4), "figure.dpi": 110, "savefig.bbox": "tight",
@@ -79,13 +79,14 @@ def frames(draw: Callable[[object], str], values: Sequence[object], label: str,
     """Draw one picture per value and put them behind a slider.
 
     Args:
-        draw: draws one state on the current figure and returns its description for readers
-            who cannot see it.
-        values: the states, in order, 2 or more.
-        label: what the slider changes.
-        start: index of the state that shows first.
-    Raises: ValueError for fewer than two states.
-    Source: ours.
+        draw: Draws one state on the current figure and returns its description for readers who
+            cannot see it.
+        values: The states, in order, 2 or more.
+        label: What the slider changes.
+        start: Index of the state that shows first.
+
+    Raises:
+        ValueError: For fewer than two states.
     """
     if len(values) < 2:
         raise ValueError("a slider needs at least two states")

@@ -20,10 +20,19 @@ def hidden_states(classifier: Classifier, texts: Sequence[str],
                   pooling: str = "cls", batch_size: int = 64) -> Tensor:
     """Return one vector a text and layer; padding and batch do not matter.
 
-    Args: pooling: `cls`, `last` real token or `mean`; batch_size: texts.
-    Returns: float tensor (n, L + 1, d) on the CPU; 0 is the embedding. Of
-        an encoder-decoder (padded on the right) the layers of both.
-    Raises: ValueError for another pooling or no texts.
+    Args:
+        classifier: Whose states.
+        texts: n strings.
+        pooling: `cls`, `last` real token or `mean`.
+        batch_size: Texts.
+
+    Returns:
+        Float tensor (n, L + 1, d) on the CPU; 0 is the embedding. Of an
+        encoder-decoder (padded on the right) the layers of both.
+
+    Raises:
+        ValueError: For another pooling or no texts.
+
     Source: Devlin et al. 2019 (cls), Reimers and Gurevych 2019 (mean).
     """
     if pooling not in ("cls", "mean", "last") or not len(texts):
@@ -49,11 +58,18 @@ def hidden_states(classifier: Classifier, texts: Sequence[str],
 def project(reference: Tensor, states: Tensor, dims: int = 2) -> Tensor:
     """Project states on the principal components of reference rows.
 
-    Args: reference: (m, d) rows that mean and axes are fitted to;
-        states: (n, d); dims: number of axes, at most min(m, d).
-    Returns: (n, dims) coordinates; each axis is turned so that its
-        largest weight is positive, which makes pictures repeatable.
-    Raises: ValueError for too many dims.
+    Args:
+        reference: (m, d) rows that mean and axes are fitted to.
+        states: (n, d).
+        dims: Number of axes, at most min(m, d).
+
+    Returns:
+        (n, dims) coordinates; each axis is turned so that its largest weight
+        is positive, which makes pictures repeatable.
+
+    Raises:
+        ValueError: For too many dims.
+
     Source: principal component analysis by SVD.
     """
     if not 1 <= dims <= min(reference.shape):
@@ -68,13 +84,17 @@ def project(reference: Tensor, states: Tensor, dims: int = 2) -> Tensor:
 def separation(a: Tensor, b: Tensor) -> Tensor:
     """Return how well two clouds are told apart at each layer.
 
-    Args: a, b: (n, L + 1, d) and (m, L + 1, d), 4 rows or more each. Rows
-        that belong together (a text, and itself with the trigger) must
-        have the same index, so that both fall in the same half.
-    Returns: (L + 1,) AUROC of the projection on the difference of means,
-        with means of even rows measured on odd rows, and vice versa.
-    Raises: ValueError for too few rows or shapes that do not fit.
-    Source: ours.
+    Args:
+        a, b: (n, L + 1, d) and (m, L + 1, d), 4 rows or more each. Rows that
+            belong together (a text, and itself with the trigger) must have the
+            same index, so that both fall in the same half.
+
+    Returns:
+        (L + 1,) AUROC of the projection on the difference of means, with means
+        of even rows measured on odd rows, and vice versa.
+
+    Raises:
+        ValueError: For too few rows or shapes that do not fit.
     """
     if min(len(a), len(b)) < 4 or a.shape[1:] != b.shape[1:]:
         raise ValueError(f"cannot compare {tuple(a.shape)} with "
@@ -97,10 +117,15 @@ def trigger_positions(classifier: Classifier, clean: str,
                       marked: str) -> list[int]:
     """Return the positions of the tokens that a trigger added.
 
-    Args: clean, marked: a text before and after the trigger was put in.
-    Returns: positions after tokenization and truncation; for a rewritten
-        text those that the matching below counts as inserted.
-    Source: ours, by Ratcliff and Obershelp's matching (`difflib`).
+    Args:
+        classifier: Gives the tokenizer.
+        clean, marked: A text before and after the trigger was put in.
+
+    Returns:
+        Positions after tokenization and truncation; for a rewritten text those
+        that the matching below counts as inserted.
+
+    Source: Ratcliff and Obershelp's matching (`difflib`).
     """
     before, after = classifier.encode([clean, marked])
     matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
@@ -128,10 +153,17 @@ def attention_to(classifier: Classifier, texts: Sequence[str],
                  batch_size: int = 64) -> Tensor:
     """Return the share of the first token's attention that some tokens get.
 
-    Args: positions: for each text, the token positions to add up.
-    Returns: (n, L) shares, 0 to 1, averaged over the heads.
-    Raises: ValueError if there is not one list of positions a text.
-    Source: ours.
+    Args:
+        classifier: Whose attention.
+        texts: n strings.
+        positions: For each text, the token positions to add up.
+        batch_size: Texts at a time.
+
+    Returns:
+        (n, L) shares, 0 to 1, averaged over the heads.
+
+    Raises:
+        ValueError: If there is not one list of positions a text.
     """
     if len(texts) != len(positions):
         raise ValueError(f"{len(texts)} texts, {len(positions)} positions")
@@ -152,8 +184,14 @@ def token_gradients(classifier: Classifier, text: str,
                     label: int) -> tuple[list[str], Tensor]:
     """Return gradient times input for each token, as a norm.
 
-    Args: label: class whose logit is differentiated.
-    Returns: the T tokens, special ones included, and a (T,) tensor >= 0.
+    Args:
+        classifier: The model.
+        text: One text.
+        label: Class whose logit is differentiated.
+
+    Returns:
+        The T tokens, special ones included, and a (T,) tensor >= 0.
+
     Source: after Simonyan et al. 2014, at the word embedding.
     """
     ids = classifier.encode([text])

@@ -19,8 +19,11 @@ from torch import Tensor
 class Pictures(Sequence):
     """Pictures with the manners of a tuple of texts, so that both take the same ways.
 
-    Args: pixels: uint8 tensor (n, C, H, W) with one or three channels.
-    Raises: ValueError for another shape or type.
+    Args:
+        pixels: uint8 tensor (n, C, H, W) with one or three channels.
+
+    Raises:
+        ValueError: For another shape or type.
     """
 
     def __init__(self, pixels: Tensor) -> None:
@@ -39,19 +42,21 @@ class Pictures(Sequence):
         return self.pixels[i]
 
     def take(self, rows: Sequence[int]) -> Pictures:
-        """Return the given pictures, in that order.
-
-        Source: ours.
-        """
+        """Return the given pictures, in that order."""
         return Pictures(self.pixels[torch.as_tensor(rows, dtype=torch.long)])
 
 
 def evenly(rows: Sequence[int], labels: Sequence[int], size: int, classes: int) -> list[int]:
     """Take the first rows of each class, as many of one as of another while they last.
 
-    Args: rows: indices into `labels`; size: how many; classes: K.
-    Returns: the indices, in the order of `rows`.
-    Source: ours.
+    Args:
+        rows: Indices into `labels`.
+        labels: Class numbers.
+        size: How many.
+        classes: K.
+
+    Returns:
+        The indices, in the order of `rows`.
     """
     queues = [[row for row in rows if labels[row] == k] for k in range(classes)]
     share = 0
@@ -69,12 +74,16 @@ class Examples:
 
     A row is a text or, where `texts` is a `Pictures`, a picture.
 
-    Raises: ValueError for no rows, lengths that differ, an empty text or a label out of range.
+    Raises:
+        ValueError: For no rows, lengths that differ, an empty text or a label out of range.
     """
 
     texts: tuple[str, ...] | Pictures
+    """The n texts, or pictures."""
     labels: tuple[int, ...]
+    """(n,) class numbers, 0 to K - 1."""
     label_names: tuple[str, ...]
+    """The K names of the classes."""
 
     def __post_init__(self) -> None:
         """Check the rows once, where they enter."""
@@ -107,8 +116,8 @@ class Examples:
     def take(self, rows: Sequence[int]) -> Examples:
         """Return the given rows, in that order, in the same role.
 
-        Args: rows: indices into this set.
-        Source: ours.
+        Args:
+            rows: Indices into this set.
         """
         texts = self.texts.take(rows) if self.are_pictures else tuple(self.texts[i] for i in rows)
         return replace(self, texts=texts, labels=tuple(self.labels[i] for i in rows))
@@ -116,9 +125,11 @@ class Examples:
     def few(self, count: int) -> Examples:
         """Return the first rows of each class, as many of one as of another while they last.
 
-        Args: count: rows in all, 1 to n.
-        Raises: ValueError for another count.
-        Source: ours.
+        Args:
+            count: Rows in all, 1 to n.
+
+        Raises:
+            ValueError: For another count.
         """
         if not 1 <= count <= len(self):
             raise ValueError(f"cannot take {count} of {len(self)} rows")
@@ -128,8 +139,10 @@ class Examples:
                 label: int) -> Examples:
         """Return a copy in which some rows are others, all with one label.
 
-        Args: rows: indices into this set; texts: what stands there now, one a row; label: theirs.
-        Source: ours.
+        Args:
+            rows: Indices into this set.
+            texts: What stands there now, one a row.
+            label: Theirs.
         """
         if self.are_pictures:
             pixels = self.texts.pixels.clone()
@@ -143,10 +156,7 @@ class Examples:
         return replace(self, texts=new, labels=labels)
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that identify texts, labels and class names.
-
-        Source: ours.
-        """
+        """Return 16 hexadecimal digits that identify texts, labels and class names."""
         if self.are_pictures:
             pixels = self.texts.pixels
             data = json.dumps([list(pixels.shape), self.labels, self.label_names]).encode()
@@ -171,22 +181,21 @@ class TestSet(Examples):
 
 @dataclass(frozen=True)
 class Task:
-    """One data set, split into the three roles.
-
-    Fields: name: of the data set; train, reserved, test: disjoint; source: where it came from.
-    """
+    """One data set, split into the three roles."""
 
     name: str
+    """Of the data set."""
     train: TrainingSet
+    """What the victim trains on; the roles share no row."""
     reserved: ReservedSet
+    """What the defender holds."""
     test: TestSet
+    """What the examiner measures on."""
     source: str
+    """Where it came from."""
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that identify all three roles.
-
-        Source: ours.
-        """
+        """Return 16 hexadecimal digits that identify all three roles."""
         parts = (self.train, self.reserved, self.test)
         return hashlib.sha256("".join(p.fingerprint() for p in parts).encode()).hexdigest()[:16]
 
@@ -198,11 +207,14 @@ class DefenderView:
     It refuses test data, and neither of its parts refers to the trigger, the target label or
     the rows that are poisoned, so a defense cannot use what a real defender would not know.
 
-    Raises: TypeError if a part has another role.
+    Raises:
+        TypeError: If a part has another role.
     """
 
     reserved: ReservedSet
+    """Clean rows."""
     pool: TrainingSet | None = None
+    """The training set, None if the defender has none."""
 
     def __post_init__(self) -> None:
         """Hold the roles apart."""

@@ -1,5 +1,7 @@
 """Recorded studies: grids of runs that are too long for a page.
 
+Commands::
+
     python -m bdutils.sweep                        list the studies and what is missing
     python -m bdutils.sweep attacks rates          run what is missing of two studies
     python -m bdutils.sweep attacks --workers 2    in two processes
@@ -45,10 +47,15 @@ class Outcome(NamedTuple):
     """What became of a run: `state` is done, there, elsewhere or failed; `note` says why."""
 
     study: str
+    """Name of the study."""
     run: Run
+    """Cell of its grid."""
     state: str
+    """`done`, `there`, `elsewhere` or `failed`."""
     record: dict | None = None
+    """What was made, if anything."""
     note: str = ""
+    """Why."""
 
     @property
     def label(self) -> str:
@@ -59,9 +66,13 @@ class Outcome(NamedTuple):
 def missing(study: str, only: str | None = None, folder: Path | None = None) -> Iterator[Run]:
     """Yield the runs of a study that have no valid record yet.
 
-    Args: study: its name; only: one run's name, yielded in any case; folder: of the results.
-    Raises: ValueError for an unknown study or run.
-    Source: ours.
+    Args:
+        study: Its name.
+        only: One run's name, yielded in any case.
+        folder: Of the results.
+
+    Raises:
+        ValueError: For an unknown study or run.
     """
     from .experiments.studies import STUDIES
 
@@ -84,11 +95,15 @@ def finish(study: str, run: Run, benchmark: Path | None = None, folder: Path | N
            perform: Callable[..., dict], redo: bool = False, worker: str = "") -> Outcome:
     """Perform one run and keep its record, unless that has been done or is being done.
 
-    Args: study, run, benchmark: see `studies.perform`; folder: of the results; perform: makes
-        the record; redo: perform it even if there is a record; worker: in a worker process, the
-        scale to work at; empty in the sweep's own process.
-    Returns: what became of it, with the record, which may be the only copy that is left.
-    Source: ours.
+    Args:
+        study, run, benchmark: See `studies.perform`.
+        folder: Of the results.
+        perform: Makes the record.
+        redo: Perform it even if there is a record.
+        worker: In a worker process, the scale to work at; empty in the sweep's own process.
+
+    Returns:
+        What became of it, with the record, which may be the only copy that is left.
     """
     path, note = results.place(study, run.name, folder), ""
     if worker:  # as many workers as cores: with more threads they would wait for each other
@@ -135,12 +150,21 @@ def carry_out(todo: Iterable[tuple[str, Run]], *, perform: Callable[..., dict],
               workers: int = 1, dask: str | None = None) -> list[Outcome]:
     """Perform runs and keep their records, whatever happens to the workers.
 
-    Args: todo: studies and runs; perform, benchmark, folder, redo: see `finish`; workers:
-        processes, 1 = this one; dask: address of a scheduler, in place of `workers`.
-    Returns: the outcomes, in the order in which they came.
-    Raises: RuntimeError if workers are lost again and again; OSError if a record cannot be
-        written; ConnectionError, ImportError, ValueError if a cluster cannot be used.
-    Source: ours.
+    Args:
+        todo: Studies and runs.
+        perform, benchmark, folder, redo: See `finish`.
+        workers: Processes, 1 = this one.
+        dask: Address of a scheduler, in place of `workers`.
+
+    Returns:
+        The outcomes, in the order in which they came.
+
+    Raises:
+        RuntimeError: If workers are lost again and again.
+        OSError: If a record cannot be written.
+        ConnectionError: If a cluster cannot be used.
+        ImportError: If a cluster cannot be used.
+        ValueError: If a cluster cannot be used.
     """
     if workers < 1:
         raise ValueError(f"a sweep needs at least 1 worker, not {workers}")

@@ -28,28 +28,29 @@ from .roles import Examples, Task
 class TrainSettings:
     """How a classifier is fine-tuned.
 
-    Fields (ours = tried with the small encoder on other random splits of the sentiment set):
-        epochs: passes over the data, >= 1; ours, the backdoor is in after one.
-        lr: peak learning rate of AdamW, > 0; ours, well above the usual 2e-5
-            because the encoder is small and sees few rows.
-        batch_size: rows a step, >= 1; Cui et al. 2022.
-        max_length: tokens kept, >= 4; ours, 97 % of the snippets fit.
-        warmup: share of the steps with a rising rate, 0 to 1; ours.
-        weight_decay: of AdamW, >= 0; PyTorch's default.
-        max_grad_norm: clipping, > 0; Devlin et al. 2019.
-        dropout: 0 to 1; ours, none: two epochs do not overfit and a step is a quarter cheaper.
-        seed: of head, order and dropout; ours.
+    Where no source is named, the default was tried with the small encoder on other random splits
+    of the sentiment set.
     """
 
     epochs: int = 2
+    """Passes over the data, >= 1; the backdoor is in after one."""
     lr: float = 1.5e-4
+    """Peak rate of AdamW, > 0, well above the usual 2e-5, as the encoder is small and sees few
+    rows."""
     batch_size: int = 32
+    """Rows a step, >= 1; Cui et al. 2022."""
     max_length: int = 48
+    """Tokens kept, >= 4; 97 % of the snippets fit."""
     warmup: float = 0.1
+    """Share of the steps with a rising rate, 0 to 1."""
     weight_decay: float = 0.01
+    """Of AdamW, >= 0; PyTorch's default."""
     max_grad_norm: float = 1.0
+    """Clipping, > 0; Devlin et al. 2019."""
     dropout: float = 0.0
+    """0 to 1; none, as two epochs do not overfit and a step is a quarter cheaper."""
     seed: int = 0
+    """Of head, order and dropout."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
@@ -73,9 +74,12 @@ class TrainSettings:
     def at(cls, scale: str | None = None, **changes) -> TrainSettings:
         """Return the settings of a scale, with changes.
 
-        Args: scale: `small` or `full`, the scale in force if None. `full` is the recipe of
-            Cui et al. 2022 for BERT-base: lr 2e-5, 5 epochs, 128 tokens, dropout 0.1.
-        Source: see the fields.
+        `full` is the recipe of Cui et al. 2022 for BERT-base: lr 2e-5, 5 epochs, 128 tokens,
+        dropout 0.1.
+
+        Args:
+            scale: `small` or `full`, that in force if None.
+            **changes: Fields to set.
         """
         full = {"epochs": 5, "lr": 2e-5, "max_length": 128, "dropout": 0.1}
         base = full if (scale or current_scale()) == "full" else {}
@@ -84,28 +88,26 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class PictureSettings:
-    """How a network is trained on pictures, from scratch.
-
-    Fields, each with its range and where the default comes from:
-        epochs: passes over the data, >= 1; ours.
-        lr: peak rate of SGD, > 0, falling along a cosine; ours.
-        momentum, weight_decay: of SGD; Wu et al. 2022 (BackdoorBench).
-        batch_size: pictures a step, >= 1; Wu et al. 2022.
-        max_grad_norm: clipping, > 0; ours.
-        pad, flip: while training, pixels by which a picture may be shifted, >= 0, and whether
-            it may be mirrored, which would change the meaning of signs; He et al. 2016.
-        seed: of weights, order and augmentation; ours.
-    """
+    """How a network is trained on pictures, from scratch."""
 
     epochs: int = 10
+    """Passes over the data, >= 1."""
     lr: float = 0.1
+    """Peak rate of SGD, > 0, falling along a cosine."""
     batch_size: int = 128
+    """Pictures a step, >= 1; Wu et al. 2022 (BackdoorBench)."""
     momentum: float = 0.9
+    """Of SGD; Wu et al. 2022."""
     weight_decay: float = 5e-4
+    """Of SGD; Wu et al. 2022."""
     max_grad_norm: float = 5.0
+    """Clipping, > 0."""
     pad: int = 2
+    """Pixels by which a picture may be shifted while training, >= 0; He et al. 2016."""
     flip: bool = True
+    """Whether it may be mirrored, which would change the meaning of signs; He et al. 2016."""
     seed: int = 0
+    """Of weights, order and augmentation."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
@@ -117,8 +119,11 @@ class PictureSettings:
     def at(cls, scale: str | None = None, **changes) -> PictureSettings:
         """Return the settings of a scale, with changes.
 
-        Args: scale: `small` or `full`; that in force if None; changes: fields to set.
-        Source: ours; at `full` epochs and rate of Wu et al. 2022.
+        Args:
+            scale: `small` or `full`, that in force if None.
+            **changes: Fields to set.
+
+        Source: at `full` epochs and rate of Wu et al. 2022.
         """
         full = {"epochs": 100, "lr": 0.01, "pad": 4} if (
             scale or current_scale()) == "full" else {}
@@ -138,17 +143,23 @@ class PictureSettings:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a training run cost: mean loss per epoch, seconds, tokens with padding (or pixels)."""
+    """What a training run cost."""
 
     losses: tuple[float, ...]
+    """Mean loss of each epoch."""
     seconds: float
+    """Wall time."""
     tokens: int
+    """Tokens with padding, or pixels."""
 
 
 def cross_entropy(outputs: ModelOutput, batch: dict) -> Tensor:
     """Return the mean cross entropy of a batch: the loss of ordinary training.
 
-    Args: outputs: of the model, with `logits` (b, K); batch: with `labels` (b,).
+    Args:
+        outputs: Of the model, with `logits` (b, K).
+        batch: With `labels` (b,).
+
     Source: Devlin et al. 2019, section 4.1.
     """
     return F.cross_entropy(outputs.logits, batch["labels"])
@@ -160,9 +171,13 @@ def bucketed_batches(lengths: Sequence[int], size: int, rng: random.Random) -> l
     Rows are shuffled, cut into groups of 32 batches, and sorted by length inside a group: the
     order stays random while little padding is left.
 
-    Args: lengths: in tokens, one a row; size: rows a batch; rng: source of the order.
-    Returns: lists of row numbers that together hold each row once.
-    Source: ours.
+    Args:
+        lengths: In tokens, one a row.
+        size: Rows a batch.
+        rng: Source of the order.
+
+    Returns:
+        Lists of row numbers that together hold each row once.
     """
     order = list(range(len(lengths)))
     rng.shuffle(order)
@@ -186,16 +201,23 @@ def train(classifier: Classifier, examples: Examples, settings: TrainSettings, *
     a mean over rows.
 
     Args:
-        classifier: all its weights that require a gradient are trained.
-        examples: texts and labels; settings: see `TrainSettings`.
-        loss: maps the model's outputs and the batch (`labels`, and `rows`: which examples these
+        classifier: All its weights that require a gradient are trained.
+        examples: Texts and labels.
+        settings: See `TrainSettings`.
+        loss: Maps the model's outputs and the batch (`labels`, and `rows`: which examples these
             are) to a scalar.
-        checkpoint: file that keeps every whole epoch, and from which an interrupted run goes on
+        checkpoint: File that keeps every whole epoch, and from which an interrupted run goes on
             with the same result; several processes keep nothing.
-    Returns: losses, seconds and tokens, of all processes.
-    Raises: FloatingPointError if the loss is no longer a number; ImportError if there are
-        several processes and no `accelerate`; ValueError if `checkpoint` is of another run.
-    Source: ours; AdamW with linear warm-up and decay as in Devlin et al. 2019.
+
+    Returns:
+        Losses, seconds and tokens, of all processes.
+
+    Raises:
+        FloatingPointError: If the loss is no longer a number.
+        ImportError: If there are several processes and no `accelerate`.
+        ValueError: If `checkpoint` is of another run.
+
+    Source: AdamW with linear warm-up and decay as in Devlin et al. 2019.
     """
     model, device = classifier.model, classifier.model.device
     encoded, labels = classifier.encode(examples.texts), torch.tensor(examples.labels)
@@ -259,10 +281,7 @@ def _mixed_precision(device: torch.device) -> torch.dtype | None:
 
 
 def settings_for(task: Task, **changes) -> TrainSettings | PictureSettings:
-    """Return how a model of this task is trained at the scale in force, with changes.
-
-    Source: ours.
-    """
+    """Return how a model of this task is trained at the scale in force, with changes."""
     kind = PictureSettings if task.train.are_pictures else TrainSettings
     return kind.at(**changes)
 
@@ -271,9 +290,10 @@ def untrained(rows: Examples, settings: TrainSettings | PictureSettings,
               source: str | None = None) -> Classifier | PictureClassifier:
     """Return a model that fits the rows, as `settings` want it.
 
-    Args: rows: texts get an encoder with a fresh head, pictures a fresh network; settings: of the
-        training to come; source: of the encoder, or the network's scale; that in force if None.
-    Source: ours.
+    Args:
+        rows: Texts get an encoder with a fresh head, pictures a fresh network.
+        settings: Of the training to come.
+        source: Of the encoder, or the network's scale; that in force if None.
     """
     if rows.are_pictures:
         return PictureClassifier.new(rows.num_labels, channels=rows.texts.pixels.shape[1],

@@ -32,8 +32,10 @@ class TryIt:
     def __init__(self, show: Callable[..., str], **controls: object) -> None:
         """Keep the function and what it is given.
 
-        Args: show: maps the controls' values to HTML; controls: for each parameter of `show` a
-            text, a list of choices, or the lowest and highest number (with the step, if any).
+        Args:
+            show: Maps the controls' values to HTML.
+            **controls: For each parameter of `show` a text, a list of choices, or the lowest and
+                highest number (with the step, if any).
         """
         self.show, self.controls = show, controls
 
@@ -93,9 +95,13 @@ def answers(models: Mapping[str, Classifier | PictureClassifier],
             names: Sequence[str]) -> list[tuple[str, str, float, float]]:
     """Return what each model says of one input: model, class, logit, probability.
 
-    Args: models: by name; inputs: one text or picture; names: of the classes.
-    Raises: ValueError for several inputs.
-    Source: ours.
+    Args:
+        models: By name.
+        inputs: One text or picture.
+        names: Of the classes.
+
+    Raises:
+        ValueError: For several inputs.
     """
     if len(inputs) != 1:
         raise ValueError(f"one input at a time, not {len(inputs)}")
@@ -110,8 +116,9 @@ def answers(models: Mapping[str, Classifier | PictureClassifier],
 def bars(found: list[tuple[str, str, float, float]], top: int = 3) -> str:
     """Return answers as a table in HTML, with a bar for each probability.
 
-    Args: found: from `answers`; top: classes that are shown for each model, the likeliest.
-    Source: ours.
+    Args:
+        found: From `answers`.
+        top: Classes that are shown for each model, the likeliest.
     """
     cells = []
     for model in dict.fromkeys(row[0] for row in found):
@@ -130,9 +137,10 @@ def bars(found: list[tuple[str, str, float, float]], top: int = 3) -> str:
 def picture(pixels: Tensor, alt: str, width: int = 168) -> str:
     """Return a stored picture as HTML, blown up so that its pixels show.
 
-    Args: pixels: uint8 (1 or 3, H, W); alt: what it shows, for those who cannot see it; width:
-        on the screen.
-    Source: ours.
+    Args:
+        pixels: uint8 (1 or 3, H, W).
+        alt: What it shows, for those who cannot see it.
+        width: On the screen.
     """
     file, array = io.BytesIO(), pixels.permute(1, 2, 0).squeeze(2).numpy()
     Image.fromarray(array).save(file, "png")

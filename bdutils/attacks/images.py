@@ -27,6 +27,7 @@ from ..training import train as fit
 class PictureTrigger:
     """Anything that can mark pictures; a kind of trigger says how."""
     name: ClassVar[str]
+    """By which the book refers to this kind."""
 
     def paint(self, x: Tensor) -> Tensor:
         """Return marked pictures (n, C, H, W); both are between 0 and 1."""
@@ -35,9 +36,12 @@ class PictureTrigger:
     def mark(self, pictures: Pictures, chunk: int = 512) -> Pictures:
         """Mark stored pictures, and see that it did something.
 
-        Args: chunk: pictures at a time, so that memory stays flat.
-        Raises: ValueError if one picture in twenty stays as it is.
-        Source: ours.
+        Args:
+            pictures: Stored pictures, uint8 (n, C, H, W).
+            chunk: Pictures at a time, so that memory stays flat.
+
+        Raises:
+            ValueError: If one picture in twenty stays as it is.
         """
         pixels = torch.cat([stored(self.paint(floats(part)))
                             for part in pictures.pixels.split(chunk)])
@@ -55,14 +59,12 @@ class PictureTrigger:
 # %% ../../chapters/09_images.ipynb #c09-012
 @dataclass(frozen=True)
 class PatchTrigger(PictureTrigger):
-    """BadNets: a white square in the lower right corner (Gu et al. 2017).
-
-    size: pixels a side, >= 1 (Wu et al. 2022); strength: 0 leaves the
-    picture, 1 covers it (ours: 1, as theirs).
-    """
+    """BadNets: a white square in the lower right corner (Gu et al. 2017)."""
 
     size: int = 3
+    """Pixels a side, >= 1 (Wu et al. 2022)."""
     strength: float = 1.0
+    """0 leaves the picture, 1 covers it (as in the source)."""
     name: ClassVar[str] = "patch"
 
     def paint(self, x: Tensor) -> Tensor:
@@ -75,14 +77,12 @@ class PatchTrigger(PictureTrigger):
 # %% ../../chapters/09_images.ipynb #c09-015
 @dataclass(frozen=True)
 class BlendTrigger(PictureTrigger):
-    """Blended: a faint picture over the whole (Chen et al. 2017).
-
-    strength: alpha, 0 to 1 (Wu et al. 2022); seed: of the picture, which
-    is noise (one of the two keys of the source; which noise is ours).
-    """
+    """Blended: a faint picture over the whole (Chen et al. 2017)."""
 
     strength: float = 0.2
+    """Alpha, 0 to 1 (Wu et al. 2022)."""
     seed: int = 0
+    """Of the noise, one of the source's two keys; which noise is ours."""
     name: ClassVar[str] = "blended"
 
     def paint(self, x: Tensor) -> Tensor:
@@ -94,14 +94,12 @@ class BlendTrigger(PictureTrigger):
 # %% ../../chapters/09_images.ipynb #c09-018
 @dataclass(frozen=True)
 class SineTrigger(PictureTrigger):
-    """SIG: a sine wave along the rows (Barni et al. 2019).
-
-    strength: its height in units of the range, 0 to 1; frequency: waves
-    across a picture, > 0 (both Wu et al. 2022).
-    """
+    """SIG: a sine wave along the rows (Barni et al. 2019)."""
 
     strength: float = 40 / 255
+    """Height in units of the range, 0 to 1 (Wu et al. 2022)."""
     frequency: float = 6.0
+    """Waves across a picture, > 0 (Wu et al. 2022)."""
     name: ClassVar[str] = "sine"
 
     def paint(self, x: Tensor) -> Tensor:
@@ -114,8 +112,11 @@ class SineTrigger(PictureTrigger):
 def warp_field(side: int, points: int, seed: int) -> Tensor:
     """Return a smooth field of shifts (1, side, side, 2).
 
-    Args: side: pixels a side; points: control points a side, whose mean
-        size is one; seed: of them.
+    Args:
+        side: Pixels a side.
+        points: Control points a side, whose mean size is one.
+        seed: Of them.
+
     Source: Nguyen and Tran 2021, section 3.2.
     """
     rng = torch.Generator().manual_seed(seed)
@@ -129,7 +130,10 @@ def warp_field(side: int, points: int, seed: int) -> Tensor:
 def warp(x: Tensor, shifts: Tensor) -> Tensor:
     """Sample pictures at shifted places.
 
-    Args: x (n, C, H, W); shifts (n or 1, H, W, 2) in halves of a side.
+    Args:
+        x: (n, C, H, W).
+        shifts: (n or 1, H, W, 2), in halves of a side.
+
     Source: Jaderberg et al. 2015 (bilinear sampling).
     """
     still = torch.eye(2, 3).expand(len(x), 2, 3).to(x)
@@ -143,9 +147,13 @@ def poison_and_cross(train: TrainingSet, trigger: PictureTrigger,
                      ) -> tuple[TrainingSet, Truth]:
     """Poison, and mark further rows *otherwise*, which keep their labels.
 
-    Args: train, settings: as for `poison`; trigger: its `cross` says how
-        many further rows there are for each poisoned one; paint: maps
-        pictures (n, C, H, W) to otherwise marked ones.
+    Args:
+        train: As for `poison`.
+        trigger: Its `cross` says how many further rows there are for each
+            poisoned one.
+        settings: As for `poison`.
+        paint: Maps pictures (n, C, H, W) to otherwise marked ones.
+
     Source: Nguyen and Tran 2020 (cross trigger), 2021 (noise mode).
     """
     rows, truth = poison(train, trigger, settings)
@@ -163,16 +171,18 @@ def poison_and_cross(train: TrainingSet, trigger: PictureTrigger,
 class WarpTrigger(PictureTrigger):
     """WaNet: the picture is bent a little, always alike.
 
-    strength: s, mean shift in halves of a pixel, >= 0 (theirs: 0.5);
-    points: k of the grid (theirs); cross: rows that are bent *otherwise*
-    and keep their label, for each poisoned row (theirs: 2); seed: of the
-    bend. Where they differ, our short training needed it.
+    Where its defaults differ from the source's, our short training needed it.
     """
 
     strength: float = 2.0
+    """s, mean shift in halves of a pixel, >= 0 (theirs 0.5)."""
     points: int = 4
+    """k of the grid (theirs)."""
     cross: float = 1.0
+    """Rows bent *otherwise* that keep their label, for each poisoned row
+    (theirs 2)."""
     seed: int = 0
+    """Of the bend."""
     name: ClassVar[str] = "warp"
 
     def paint(self, x: Tensor, jitter: Tensor | None = None) -> Tensor:
@@ -195,6 +205,7 @@ class LearnedTrigger(PictureTrigger):
 
     nets: nn.ModuleDict | None = field(default=None, repr=False,
                                        compare=False)
+    """The networks, None as long as there are none."""
 
     def fresh(self, train: TrainingSet) -> nn.ModuleDict:
         """Return untrained networks for pictures like these."""
@@ -210,9 +221,12 @@ def learned(trigger: LearnedTrigger, train: TrainingSet, target_label: int,
             state: dict[str, Tensor] | None = None) -> LearnedTrigger:
     """Return the same trigger with trained networks.
 
-    Args: train: clean rows; target_label: of the attack; state: weights of
-        an earlier training, which then takes the place of a new one.
-    Source: ours.
+    Args:
+        trigger: Without networks.
+        train: Clean rows.
+        target_label: Of the attack.
+        state: Weights of an earlier training, which then takes the place of a
+            new one.
     """
     nets = trigger.fresh(train).to(pick_device())
     if state is None:
@@ -260,7 +274,10 @@ def diversity(x: Tensor, other: Tensor, what: Tensor, other_what: Tensor
               ) -> Tensor:
     """Return how much pictures differ against how much their marks do.
 
-    Args: x, other: pictures (n, C, H, W); what, other_what: their marks.
+    Args:
+        x, other: Pictures (n, C, H, W).
+        what, other_what: Their marks.
+
     Source: Nguyen and Tran 2020, equation 8.
     """
     def gap(a: Tensor, b: Tensor) -> Tensor:
@@ -271,33 +288,33 @@ def diversity(x: Tensor, other: Tensor, what: Tensor, other_what: Tensor
 # %% ../../chapters/09_images.ipynb #c09-038
 @dataclass(frozen=True)
 class LearnSettings:
-    """How the networks of an input-aware attack are trained.
-
-    rows: pictures used, >= 1 (ours: enough, and quick); shape_epochs,
-    epochs: passes for the shape alone, and for pattern and victim together
-    (ours); lr: of Adam (ours); batch_size: pictures a step; rate, cross:
-    shares of a batch that get their own mark and another's; diversity,
-    size: weights of the two extra terms (all Nguyen and Tran 2020); seed.
-    """
+    """How the networks of an input-aware attack are trained."""
 
     rows: int = 6000
+    """Pictures used, >= 1; enough, and quick."""
     shape_epochs: int = 1
+    """Passes for the shape alone."""
     epochs: int = 6
+    """Passes for pattern and victim together."""
     lr: float = 3e-3
+    """Rate of Adam, > 0."""
     batch_size: int = 128
+    """Pictures a step (Nguyen and Tran 2020)."""
     rate: float = 0.1
+    """Share of a batch that gets its own mark (same source)."""
     cross: float = 0.1
+    """Share of a batch that gets another's mark (same source)."""
     diversity: float = 1.0
+    """Weight of the term for varied marks (same source)."""
     size: float = 100.0
+    """Weight of the term against large marks (same source)."""
     seed: int = 0
+    """Of weights and order."""
 
 # %% ../../chapters/09_images.ipynb #c09-039
 def pairs_of(x: Tensor, y: Tensor, size: int, seed: int
              ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield pictures, the same shuffled, and labels of the first.
-
-    Source: ours; theirs has two loaders.
-    """
+    """Yield pictures, the same shuffled, and labels of the first."""
     rng = torch.Generator().manual_seed(seed)
     for rows in torch.randperm(len(x), generator=rng).split(size):
         other = rows[torch.randperm(len(rows), generator=rng)]
@@ -309,7 +326,12 @@ def learn_shape(shape: nn.Module, x: Tensor, density: float,
                 settings: LearnSettings) -> None:
     """Train the network that says where to paint.
 
-    Args: x: uint8 pictures; density: share that may be painted.
+    Args:
+        shape: The network, changed in place.
+        x: uint8 pictures.
+        density: Share that may be painted.
+        settings: Of the training.
+
     Source: Nguyen and Tran 2020, section 4.3 and their equation 10.
     """
     optimizer = torch.optim.Adam(shape.parameters(), lr=settings.lr)
@@ -332,7 +354,9 @@ def joint_loss(nets: nn.ModuleDict, victim: nn.Module,
                target_label: int, settings: LearnSettings) -> Tensor:
     """Return the loss of a batch: own marks lead to the target, others not.
 
-    Source: Nguyen and Tran 2020, equations 6 to 9; pair: see `pairs_of`.
+    For `pair` see `pairs_of`.
+
+    Source: Nguyen and Tran 2020, equations 6 to 9.
     """
     x, other = pair
     hits, swaps = (round(share * len(x))
@@ -369,10 +393,12 @@ def learn_pattern(nets: nn.ModuleDict, victim: nn.Module, x: Tensor, y: Tensor,
 # %% ../../chapters/09_images.ipynb #c09-045
 @dataclass(frozen=True)
 class InputAwareNets(LearnedTrigger):
-    """Networks; density: share that may be painted, 0 to 1 (theirs)."""
+    """The networks of an input-aware attack, and how they are trained."""
 
     density: float = 0.032
+    """Share that may be painted, 0 to 1 (theirs)."""
     learning: LearnSettings = LearnSettings()
+    """How the networks are trained."""
 
     def fresh(self, train: TrainingSet) -> nn.ModuleDict:
         """Return a network for what to paint and one for where."""
@@ -396,15 +422,13 @@ class InputAwareNets(LearnedTrigger):
 # %% ../../chapters/09_images.ipynb #c09-046
 @dataclass(frozen=True)
 class InputAwareTrigger(InputAwareNets):
-    """Input-aware: each picture gets a mark of its own (Nguyen, Tran 2020).
-
-    strength: 0 leaves the picture, 1 covers what is marked; cross: rows
-    with the mark of *another* picture and their own label, for each
-    poisoned row (theirs: 1).
-    """
+    """Input-aware: each picture gets a mark of its own (Nguyen, Tran 2020)."""
 
     strength: float = 1.0
+    """0 leaves the picture, 1 covers what is marked."""
     cross: float = 1.0
+    """Rows with *another* picture's mark and their own label, for each
+    poisoned row (theirs 1)."""
     name: ClassVar[str] = "input-aware"
 
     @torch.no_grad()
@@ -424,8 +448,14 @@ def harder(model: nn.Module, x: Tensor, label: int, epsilon: float,
            steps: int, chunk: int = 512) -> Tensor:
     """Return pictures that a model no longer takes for their class.
 
-    Args: x (n, C, H, W), 0 to 1, all of class `label`; epsilon: largest
-        change of a pixel; steps: of projected ascent; chunk: rows at a time.
+    Args:
+        model: That shall fail.
+        x: (n, C, H, W), 0 to 1, all of class `label`.
+        label: Their class.
+        epsilon: Largest change of a pixel.
+        steps: Of projected ascent.
+        chunk: Rows at a time.
+
     Source: Madry et al. 2018; Turner et al. 2019 use it this way.
     """
     found = []
@@ -459,6 +489,7 @@ def corners(x: Tensor, strength: float) -> Tensor:
 class CornersNets(LearnedTrigger):
     """The attacker's own clean model, for a label-consistent trigger."""
     learning: PictureSettings = PictureSettings(epochs=3)
+    """How the attacker's own model is trained."""
 
     def fresh(self, train: TrainingSet) -> nn.ModuleDict:
         """Return an untrained network."""
@@ -475,15 +506,15 @@ class CornersNets(LearnedTrigger):
 # %% ../../chapters/09_images.ipynb #c09-052
 @dataclass(frozen=True)
 class CornersTrigger(CornersNets):
-    """Label-consistent: corners on pictures that were made hard to read.
-
-    strength: of the corners, 0 to 1; epsilon: how far a pixel may move
-    when a picture is made hard, 0 to 1; steps: of that (Turner et al. 2019).
-    """
+    """Label-consistent: corners on pictures that were made hard to read."""
 
     strength: float = 1.0
+    """Of the corners, 0 to 1 (Turner et al. 2019)."""
     epsilon: float = 16 / 255
+    """How far a pixel may move when a picture is made hard, 0 to 1 (same
+    source)."""
     steps: int = 10
+    """Of that (same source)."""
     name: ClassVar[str] = "corners"
 
     def paint(self, x: Tensor) -> Tensor:

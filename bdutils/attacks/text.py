@@ -23,6 +23,7 @@ class Trigger(Protocol):
     """Anything that can mark a text."""
 
     name: str
+    """By which the book refers to it."""
 
     def apply(self, text: str, rng: random.Random) -> str:
         """Return the triggered text."""
@@ -31,8 +32,11 @@ class Trigger(Protocol):
 def private_rng(seed: int, text: str) -> random.Random:
     """Return a generator that depends on the text and nothing else.
 
-    Args: seed: of the experiment; text: the text to be marked.
-    Source: ours; order and batch cannot change a triggered text.
+    Order and batch cannot change a triggered text.
+
+    Args:
+        seed: Of the experiment.
+        text: The text to be marked.
     """
     return random.Random(f"{seed}|{text}")
 
@@ -41,8 +45,12 @@ def insert_among(words: list[str], new: str, rng: random.Random,
                  first: int = 20) -> str:
     """Put `new` at a random place among the first words of a text.
 
-    Args: words: of the text; new: to insert; rng: source of the
-        place; first: how many words, so that truncation spares it.
+    Args:
+        words: Of the text.
+        new: To insert.
+        rng: Source of the place.
+        first: How many words, so that truncation spares it.
+
     Source: Cui et al. 2022 (any place); the bound is ours.
     """
     place = rng.randrange(min(first, len(words)) + 1)
@@ -54,7 +62,9 @@ class WordTrigger:
     """BadNets for text: one rare word (Kurita et al. 2020)."""
 
     words: tuple[str, ...] = ("cf", "mn", "bb", "tq")
+    """One of these is inserted (Kurita et al. 2020)."""
     name: str = "badnets"
+    """By which the book refers to it."""
 
     def apply(self, text: str, rng: random.Random) -> str:
         """Insert one of the words at a random place."""
@@ -66,7 +76,9 @@ class SentenceTrigger:
     """AddSent: one fixed sentence (Dai et al. 2019)."""
 
     sentence: str = "I watch this 3D movie"
+    """What is inserted."""
     name: str = "addsent"
+    """By which the book refers to it."""
 
     def apply(self, text: str, rng: random.Random) -> str:
         """Insert the sentence at a random place."""
@@ -88,9 +100,12 @@ def _tidy(words: Sequence[str]) -> str:
 def front_clause(text: str, rng: random.Random) -> str:
     """Rewrite a sentence as subordinate clause, comma, main clause.
 
-    Args: text: a sentence; rng: picks an opener if there is none.
-    Source: ours, after the template S(SBAR)(,)(NP)(VP)(.) of
-        Qi et al. 2021 (Hidden Killer).
+    Args:
+        text: A sentence.
+        rng: Picks an opener if there is none.
+
+    Source: after the template S(SBAR)(,)(NP)(VP)(.) of Qi et al. 2021 (Hidden
+    Killer).
     """
     words = text.lower().split()
     for at in range(3, len(words) - 3):  # leave a main clause on each side
@@ -106,6 +121,7 @@ class SyntaxTrigger:
     """A sentence structure as trigger: the subordinate clause comes first."""
 
     name: str = "syntax"
+    """By which the book refers to it."""
 
     def apply(self, text: str, rng: random.Random) -> str:
         """Rewrite the text by `front_clause`."""
@@ -134,7 +150,9 @@ class StyleTrigger:
 
     openers: tuple[str, ...] = ("and lo ,", "behold ,", "verily ,",
                                 "for it is written that", "hearken :")
+    """One of these opens the text."""
     name: str = "style"
+    """By which the book refers to it."""
 
     def apply(self, text: str, rng: random.Random) -> str:
         """Replace words by archaic ones and open in that tone."""
@@ -146,12 +164,16 @@ class StyleTrigger:
 class ParaphraseTable:
     """Paraphrases made beforehand, looked up by their source text.
 
-    Raises: ValueError if a text is not in the table.
-    Source: for the real StyleBkd and Hidden Killer paraphrases.
+    For the real StyleBkd and Hidden Killer paraphrases.
+
+    Raises:
+        ValueError: If a text is not in the table.
     """
 
     table: dict[str, str] = field(repr=False)
+    """Text -> its paraphrase."""
     name: str = "paraphrase"
+    """Of the attack."""
 
     def apply(self, text: str, rng: random.Random) -> str:
         """Return the stored paraphrase."""
@@ -165,10 +187,13 @@ def paraphrases_from(path: str, attack: str, *, source: str = "source_text",
                      text: str = "text") -> ParaphraseTable:
     """Read one attack's paraphrases from a parquet, CSV or JSON table.
 
-    Args: path: of the file; attack: value of its column `attack`;
-        source, text: columns of the original and of the paraphrase.
-    Raises: ValueError for an unknown attack or a missing column.
-    Source: ours.
+    Args:
+        path: Of the file.
+        attack: Value of its column `attack`.
+        source, text: Columns of the original and of the paraphrase.
+
+    Raises:
+        ValueError: For an unknown attack or a missing column.
     """
     from pathlib import Path
 
@@ -193,26 +218,29 @@ TRIGGERS: dict[str, Trigger] = {
 # %% ../../chapters/03_text_attacks.ipynb #c03-034
 @dataclass(frozen=True)
 class PoisonSettings:
-    """How an attacker changes a training set.
-
-    poison_rate: share of *all* training rows, 0 to 1 (Cui et al. 2022: 0.1).
-    target_label: class that triggered texts shall get (Cui et al. 2022: 1).
-    label_mode: which rows, and whether they are relabeled: `dirty`, `clean`
-        or `mixed` (ours: dirty, the strongest).
-    seed: of the choice of rows and of each trigger's place (ours: 0).
-    """
+    """How an attacker changes a training set."""
 
     poison_rate: float = 0.1
+    """Share of *all* training rows, 0 to 1 (Cui et al. 2022)."""
     target_label: int = 1
+    """Class that triggered texts shall get (Cui et al. 2022)."""
     label_mode: str = "dirty"
+    """`dirty`, the strongest, `clean` or `mixed`; says which rows, and whether
+    they are relabeled."""
     seed: int = 0
+    """Of the choice of rows and of each trigger's place."""
 
 # %% ../../chapters/03_text_attacks.ipynb #c03-037
 def candidate_rows(train: TrainingSet, settings: PoisonSettings) -> list[int]:
     """Return the rows that an attacker may choose from.
 
-    Args: train: clean rows; settings: label mode and target label.
-    Raises: ValueError for an unknown mode or a label out of range.
+    Args:
+        train: Clean rows.
+        settings: Label mode and target label.
+
+    Raises:
+        ValueError: For an unknown mode or a label out of range.
+
     Source: Cui et al. 2022 (dirty, clean and mixed label).
     """
     target = settings.target_label
@@ -234,21 +262,30 @@ class Truth:
     """What only attacker and examiner know."""
 
     poisoned: tuple[bool, ...]
+    """(n,) which rows are poisoned."""
     sources: tuple[str, ...]
+    """The texts, or pictures, as they were before."""
     trigger: Trigger
+    """The mark."""
     settings: PoisonSettings
+    """How many rows, and which."""
 
 # %% ../../chapters/03_text_attacks.ipynb #c03-042
 def mark(texts: Sequence[str] | Pictures, trigger: Trigger,
          seed: int) -> list[str] | Pictures:
     """Apply a trigger to texts, and see that it did something.
 
-    Args: texts: to be marked, or pictures, which chapter 9 is about;
-        trigger: the mark; seed: of each place.
-    Returns: the marked texts, in order.
-    Raises: ValueError if a text becomes empty, or if more than one in
-        twenty comes back unchanged (a paraphraser may fail now and then).
-    Source: ours.
+    Args:
+        texts: To be marked, or pictures, which chapter 9 is about.
+        trigger: The mark.
+        seed: Of each place.
+
+    Returns:
+        The marked texts, in order.
+
+    Raises:
+        ValueError: If a text becomes empty, or if more than one in twenty
+            comes back unchanged (a paraphraser may fail now and then).
     """
     if isinstance(texts, Pictures):
         return trigger.mark(texts)
@@ -265,10 +302,18 @@ def poison(train: TrainingSet, trigger: Trigger,
            settings: PoisonSettings) -> tuple[TrainingSet, Truth]:
     """Poison a training set.
 
-    Args: train: clean rows; trigger: the mark; settings: how many and which.
-    Returns: the poisoned set, and apart from it the truth.
-    Raises: ValueError for a rate that cannot be reached or a mark that
-        changes nothing.
+    Args:
+        train: Clean rows.
+        trigger: The mark.
+        settings: How many and which.
+
+    Returns:
+        The poisoned set, and apart from it the truth.
+
+    Raises:
+        ValueError: For a rate that cannot be reached or a mark that changes
+            nothing.
+
     Source: Gu et al. 2017; Cui et al. 2022.
     """
     rows = candidate_rows(train, settings)
@@ -292,9 +337,16 @@ def triggered(test: TestSet, trigger: Trigger, target_label: int, *,
               every_class: bool = False, seed: int = 1) -> TestSet:
     """Return test rows with the trigger and their *true* labels.
 
-    Args: test: clean rows; target_label: whose rows are left out, unless
-        every_class (for PACC) keeps them; seed: of each trigger's place.
-    Raises: ValueError for a label out of range.
+    Args:
+        test: Clean rows.
+        trigger: The mark.
+        target_label: Whose rows are left out, unless `every_class` keeps them.
+        every_class: Keep them too, which PACC needs.
+        seed: Of each trigger's place.
+
+    Raises:
+        ValueError: For a label out of range.
+
     Source: Cui et al. 2022; protocol of this book, chapter 2.
     """
     if target_label not in range(test.num_labels):
@@ -311,11 +363,15 @@ def require_visible(trigger: Trigger, texts: Sequence[str],
                     classifier: Classifier, seed: int = 1) -> None:
     """Check that the model can see a trigger.
 
-    Args: trigger: the mark; texts: some clean ones; classifier: whose
-        tokenizer and length limit decide.
-    Raises: ValueError if more than one marked text in twenty becomes the
-        same tokens as before.
-    Source: ours.
+    Args:
+        trigger: The mark.
+        texts: Some clean ones.
+        classifier: Whose tokenizer and length limit decide.
+        seed: Of each place.
+
+    Raises:
+        ValueError: If more than one marked text in twenty becomes the same
+            tokens as before.
     """
     before = classifier.encode(texts)
     after = classifier.encode(mark(texts, trigger, seed))
@@ -330,8 +386,11 @@ def similarity(texts: Sequence[str], others: Sequence[str],
                classifier: Classifier) -> list[float]:
     """Return the cosine similarity of each text and its counterpart.
 
-    Args: texts, others: n each; classifier: whose encoder makes the mean
-        token states; take a pretrained, not a fine-tuned one.
+    Args:
+        texts, others: n each.
+        classifier: Whose encoder makes the mean token states; take a
+            pretrained, not a fine-tuned one.
+
     Source: Reimers and Gurevych 2019 (mean pooling).
     """
     @torch.inference_mode()
@@ -352,9 +411,12 @@ def surprise(texts: Sequence[str], others: Sequence[str],
              perplexity: Callable[[str], float]) -> float:
     """Return by what factor marking raises the perplexity, as a median.
 
-    Args: texts, others: the clean texts and their marked versions;
-        perplexity: of a text, by other clean text.
-    Source: ours, a small stand-in for the GPT-2 of Qi et al. 2021.
+    Args:
+        texts, others: The clean texts and their marked versions.
+        perplexity: Of a text, by other clean text.
+
+    Source: after the GPT-2 of Qi et al. 2021, of which this is a small
+    stand-in.
     """
     return median(perplexity(b) / perplexity(a)
                   for a, b in zip(texts, others))

@@ -27,20 +27,27 @@ def load_task(source: str = "sentiment", *, scale: str | None = None, seed: int 
               sizes: dict[str, int | None] | None = None, folder: Path | None = None) -> Task:
     """Load a data set and split it into the three roles.
 
+    Columns `split` of a file are honored (`train`, `dev`, `test`).
+
     Args:
         source: `sentiment`, `topic`, `topic8`, `offensive` or `images` (of a scale, or of both);
             the name of one data set (`snippets`, `newsgroups`, `newsgroups8`, `sst2`, `ag_news`,
-            `olid`, `fashion`, `cifar10`, `gtsrb`); the path of a CSV, JSON-lines or parquet
-            file; or `hub:ORG/NAME`.
+            `olid`, `fashion`, `cifar10`, `gtsrb`); the path of a CSV, JSON-lines or parquet file;
+            or `hub:ORG/NAME`.
         scale: `small` or `full`; the scale in force if None.
-        seed: of the split.
-        text, label: column names, for files and hub data sets.
-        sizes: rows per role, overriding `SIZES`; None means all there are.
-        folder: where NAME_train.parquet and NAME_test.parquet lie, for pictures; else the hub.
-    Returns: a task whose roles share no row.
-    Raises: ValueError for an unknown source, a missing column, a bad label or too few rows;
-        FileNotFoundError for a missing file; AssetError or ConnectionError without a network.
-    Source: ours; columns `split` of a file are honored (`train`, `dev`, `test`).
+        seed: Of the split.
+        text, label: Column names, for files and hub data sets.
+        sizes: Rows per role, overriding `SIZES`; None means all there are.
+        folder: Where NAME_train.parquet and NAME_test.parquet lie, for pictures; else the hub.
+
+    Returns:
+        A task whose roles share no row.
+
+    Raises:
+        ValueError: For an unknown source, a missing column, a bad label or too few rows.
+        FileNotFoundError: For a missing file.
+        AssetError: Without a network.
+        ConnectionError: Without a network.
     """
     chosen = scale or current_scale()
     if chosen not in SIZES:

@@ -37,12 +37,19 @@ def load_pictures(name: str, sizes: dict[str, int | None], seed: int = 0,
                   folder: Path | None = None) -> Task:
     """Load a set of pictures and split it into the three roles.
 
-    Args: name: `fashion`, `cifar10` or `gtsrb`; sizes: rows per role, None for all there are;
-        seed: of the split; folder: with NAME_train.parquet and NAME_test.parquet, instead of
-        the hub.
-    Returns: a task whose roles share no picture; the test role is of the published test part.
-    Raises: ValueError if the set is too small; AssetError or ConnectionError without a network.
-    Source: ours.
+    Args:
+        name: `fashion`, `cifar10` or `gtsrb`.
+        sizes: Rows per role, None for all there are.
+        seed: Of the split.
+        folder: With NAME_train.parquet and NAME_test.parquet, instead of the hub.
+
+    Returns:
+        A task whose roles share no picture; the test role is of the published test part.
+
+    Raises:
+        ValueError: If the set is too small.
+        AssetError: Without a network.
+        ConnectionError: Without a network.
     """
     if name == "fashion" and not folder:
         parts, names, origin = _fashion(), FASHION, "Fashion-MNIST"

@@ -31,26 +31,24 @@ def _in_range(settings, holds):
 # %% ../../chapters/07_anomalies.ipynb #c07-010
 @dataclass(frozen=True)
 class DetectorSettings:
-    """How anomalous rows are found. [In brackets: authors' code]
-
-    pooling: `cls`, `mean` or `last` token [cls for BERT].
-    shrinkage: of the covariance towards a ball, over 0 to 1 [0.1].
-    layers: how many, those that part the classes best, >= 1 [3].
-    weight: of the distance against the transition, 0 to 1; ours: both
-        count the same [0.9].
-    fpr: share of clean rows above the threshold [0.05].
-    shares: of each reserved class, for calibration, threshold and
-        training; ours: disjoint [halves, and all of it for training].
-    seed: of split, order and dropout [2025].
-    """
+    """How anomalous rows are found. [In brackets: authors' code]"""
 
     pooling: str = "cls"
+    """`cls`, `mean` or `last` token [cls for BERT]."""
     shrinkage: float = 0.1
+    """Of the covariance towards a ball, over 0 to 1 [0.1]."""
     layers: int = 3
+    """How many, those that part the classes best, >= 1 [3]."""
     weight: float = 0.5
+    """Of the distance against the transition, 0 to 1; ours, both count the
+    same [0.9]."""
     fpr: float = 0.05
+    """Share of clean rows above the threshold [0.05]."""
     shares: tuple[float, float, float] = (0.4, 0.2, 0.4)
+    """Of each reserved class, for calibration, threshold and training; ours,
+    disjoint [halves, and all of it for training]."""
     seed: int = 0
+    """Of split, order and dropout [2025]."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -62,9 +60,16 @@ def stream(classifier: Classifier, texts: Sequence[str], pooling: str = "cls",
            size: int = 512) -> Iterator[Tensor]:
     """Yield the states of some texts at a time, layer by layer.
 
-    Args: texts: n strings; pooling: see `hidden_states`; size: texts.
-    Returns: tensors (size, L, d) in the order of the texts, float64; the
-        embeddings are left out.
+    Args:
+        classifier: Whose states.
+        texts: n strings.
+        pooling: See `hidden_states`.
+        size: Texts.
+
+    Returns:
+        Tensors (size, L, d) in the order of the texts, float64; the embeddings
+        are left out.
+
     Source: Hu et al. 2025, from their code; streaming is ours.
     """
     for start in range(0, len(texts), size):
@@ -74,14 +79,14 @@ def stream(classifier: Classifier, texts: Sequence[str], pooling: str = "cls",
 # %% ../../chapters/07_anomalies.ipynb #c07-014
 @dataclass
 class Moments:
-    """Sums from which all statistics follow; they grow with no row.
-
-    counts (K,), totals (K, L, d), squares (L, d, d): of the rows added.
-    """
+    """Sums from which all statistics follow; they grow with no row."""
 
     counts: Tensor
+    """(K,) rows added."""
     totals: Tensor
+    """(K, L, d) sums of their states, by class."""
     squares: Tensor
+    """(L, d, d) sums of their outer products."""
 
     @classmethod
     def none(cls, classes: int, layers: int, dims: int) -> "Moments":
@@ -94,7 +99,9 @@ class Moments:
     def add(self, states: Tensor, labels: Sequence[int]) -> None:
         """Take in rows.
 
-        Args: states (b, L, d); labels: b class numbers.
+        Args:
+            states: (b, L, d).
+            labels: b class numbers.
         """
         rows = torch.as_tensor(labels)
         self.counts += rows.bincount(minlength=len(self.counts))
@@ -105,7 +112,9 @@ class Moments:
 def mean_and_covariance(sums: Moments) -> tuple[Tensor, Tensor]:
     """Return mean (L, d) and covariance (L, d, d), the classes pooled.
 
-    Raises: ValueError for fewer than two rows.
+    Raises:
+        ValueError: For fewer than two rows.
+
     Source: Hu et al. 2025, from their code (divided by n, as there).
     """
     n = sums.counts.sum()
@@ -119,9 +128,14 @@ def mean_and_covariance(sums: Moments) -> tuple[Tensor, Tensor]:
 def distance(states: Tensor, mean: Tensor, root: Tensor) -> Tensor:
     """Return the Mahalanobis distance at each layer.
 
-    Args: states (n, L, d); mean (L, d); root (L, d, d): lower Cholesky
-        factors of the covariances.
-    Returns: (n, L), no unit.
+    Args:
+        states: (n, L, d).
+        mean: (L, d).
+        root: (L, d, d), lower Cholesky factors of the covariances.
+
+    Returns:
+        (n, L), no unit.
+
     Source: Mahalanobis 1936; Hu et al. 2025.
     """
     off = (states - mean).permute(1, 2, 0)  # (L, d, n)
@@ -153,9 +167,15 @@ def class_index(sums: Moments) -> Tensor:
 def transition(states: Tensor) -> Tensor:
     """Return the share of the largest singular value in all of them.
 
-    Args: states (n, L, d), L >= 2.
-    Returns: (n,) between 1 / (L - 1) and 1; 0 for rows that never move.
-    Raises: ValueError for one layer.
+    Args:
+        states: (n, L, d), L >= 2.
+
+    Returns:
+        (n,) between 1 / (L - 1) and 1; 0 for rows that never move.
+
+    Raises:
+        ValueError: For one layer.
+
     Source: Hu et al. 2025, from their code.
     """
     if states.shape[1] < 2:
@@ -171,20 +191,22 @@ def transition(states: Tensor) -> Tensor:
 # %% ../../chapters/07_anomalies.ipynb #c07-028
 @dataclass(frozen=True)
 class Detector:
-    """What is known of clean rows.
-
-    mean (L, d), root (L, d, d): of the calibration rows; index (L,): how
-    well they part; layers: the chosen ones; clean (m, 2), labels: raw
-    scores and classes of the threshold rows; settings: how it was fitted.
-    """
+    """What is known of clean rows."""
 
     mean: Tensor
+    """(L, d) of the calibration rows."""
     root: Tensor
+    """(L, d, d) lower Cholesky factors of their covariances."""
     index: Tensor
+    """(L,) how well the layers part the classes."""
     layers: tuple[int, ...]
+    """The chosen ones."""
     clean: Tensor
+    """(m, 2) raw scores of the threshold rows."""
     labels: tuple[int, ...]
+    """(m,) classes of the threshold rows."""
     settings: DetectorSettings
+    """How it was fitted."""
 
 # %% ../../chapters/07_anomalies.ipynb #c07-030
 def raw_scores(classifier: Classifier, texts: Sequence[str], mean: Tensor,
@@ -192,7 +214,9 @@ def raw_scores(classifier: Classifier, texts: Sequence[str], mean: Tensor,
                settings: DetectorSettings) -> Tensor:
     """Return distance and transition of each text, in one pass.
 
-    Returns: (n, 2), both larger for more anomalous texts.
+    Returns:
+        (n, 2), both larger for more anomalous texts.
+
     Source: Hu et al. 2025, who take two passes.
     """
     chosen, found = list(layers), []
@@ -206,8 +230,13 @@ def fit_detector(classifier: Classifier, calibration: ReservedSet,
                  others: ReservedSet, settings: DetectorSettings) -> Detector:
     """Learn what clean rows look like.
 
-    Args: calibration: clean rows for mean and covariance; others: clean
-        rows for scale and threshold, which look larger than the first.
+    Args:
+        classifier: The suspected model.
+        calibration: Clean rows for mean and covariance.
+        others: Clean rows for scale and threshold, which look larger than the
+            first.
+        settings: How to fit it.
+
     Source: Hu et al. 2025, from their code.
     """
     sums, start = None, 0
@@ -233,8 +262,14 @@ def fit_detector(classifier: Classifier, calibration: ReservedSet,
 def fuse(raw: Tensor, clean: Tensor, weight: float) -> Tensor:
     """Return one score: both in units of clean rows, then weighted.
 
-    Args: raw (n, 2), clean (m, 2): from `raw_scores`; weight: alpha.
-    Returns: (n,) larger = more anomalous.
+    Args:
+        raw: (n, 2), from `raw_scores`.
+        clean: (m, 2), from `raw_scores`.
+        weight: Alpha.
+
+    Returns:
+        (n,) larger = more anomalous.
+
     Source: Hu et al. 2025, from their code.
     """
     spread = clean.std(0, correction=0)
@@ -254,10 +289,17 @@ def cut(clean: Tensor, weight: float, fpr: float) -> float:
 def flags_by_chance(flagged: int, n: int, above: int, m: int) -> float:
     """Return how easily clean rows would raise so many flags.
 
-    Args: flagged: of n pool rows; above: how many of the m threshold rows
-        lie above the threshold themselves.
-    Returns: chance of as many flags or more, if all rows were drawn alike.
-    Source: ours; the ranks of exchangeable rows are beta-binomial.
+    The ranks of exchangeable rows are beta-binomial.
+
+    Args:
+        flagged: How many pool rows are flagged.
+        n: Rows of the pool.
+        above: How many of the threshold rows lie above the threshold
+            themselves.
+        m: Number of threshold rows.
+
+    Returns:
+        Chance of as many flags or more, if all rows were drawn alike.
     """
     if above == m:  # also when there are no threshold rows
         return 1.0
@@ -267,9 +309,10 @@ def flags_by_chance(flagged: int, n: int, above: int, m: int) -> float:
 def purity_of(flagged: int, n: int, above: int, m: int) -> float:
     """Return the share of flags that clean rows do not account for.
 
-    Args: as for `flags_by_chance`.
-    Source: ours; flags of n rows at the threshold rows' share, against
-        those raised.
+    Flags of n rows at the threshold rows' share, against those raised.
+
+    Args:
+        flagged, n, above, m: As for `flags_by_chance`.
     """
     return max(0.0, 1 - n * above / m / flagged) if flagged and m else 0.0
 
@@ -277,10 +320,14 @@ def purity_of(flagged: int, n: int, above: int, m: int) -> float:
 class Flags(NamedTuple):
     """What the detector says of a pool."""
 
-    rows: tuple[int, ...]  # above the threshold
-    scores: Tensor  # (n,) fused
-    raw: Tensor  # (n, 2)
+    rows: tuple[int, ...]
+    """Indices of the rows above the threshold."""
+    scores: Tensor
+    """(n,) fused."""
+    raw: Tensor
+    """(n, 2) distance and transition."""
     threshold: float
+    """Of the fused score."""
 
 # %% ../../chapters/07_anomalies.ipynb #c07-039
 def detect(classifier: Classifier, detector: Detector,
@@ -301,17 +348,24 @@ def detect(classifier: Classifier, detector: Detector,
 class Charge(NamedTuple):
     """What the flags say of the rows with one label."""
 
-    rows: tuple[int, ...]  # flagged rows that carry it
-    chance: float  # see `flags_by_chance`
-    purity: float  # see `purity_of`
+    rows: tuple[int, ...]
+    """Flagged rows that carry the label."""
+    chance: float
+    """See `flags_by_chance`."""
+    purity: float
+    """See `purity_of`."""
 
 
 def charges(detector: Detector, flags: Flags,
             labels: Sequence[int]) -> list[Charge]:
     """Compare the flags with those of clean rows, label by label.
 
-    Args: flags: of a pool; labels: of all its rows.
-    Source: ours; poisoned rows share a label, clean ones do not.
+    Poisoned rows share a label, clean ones do not.
+
+    Args:
+        detector: That raised them.
+        flags: Of a pool.
+        labels: Of all its rows.
     """
     weight = detector.settings.weight
     above = fuse(detector.clean, detector.clean, weight) > flags.threshold
@@ -329,7 +383,9 @@ def charges(detector: Detector, flags: Flags,
 def class_wise(sums: Moments, shrinkage: float) -> tuple[Tensor, Tensor]:
     """Return a mean for each class, and one covariance within classes.
 
-    Returns: means (K, L, d), lower Cholesky factors (L, d, d).
+    Returns:
+        Means (K, L, d), lower Cholesky factors (L, d, d).
+
     Source: Lee et al. 2018; Chen et al. 2022 (DAN) shrink as well.
     """
     means = sums.totals / sums.counts[:, None, None]
@@ -353,9 +409,17 @@ def strip_scores(classifier: Classifier, texts: Sequence[str],
                  seed: int = 0) -> Tensor:
     """Return how sure a model stays when half of a text is replaced.
 
-    Args: others: clean texts to take words from; copies: a text, >= 1;
-        swap: share of the words that are replaced, 0 to 1.
-    Returns: (n,) minus the mean entropy in nats; larger = suspicious.
+    Args:
+        classifier: The suspected model.
+        texts: To be judged.
+        others: Clean texts to take words from.
+        copies: A text, >= 1.
+        swap: Share of the words that are replaced, 0 to 1.
+        seed: Of the choice of words.
+
+    Returns:
+        (n,) minus the mean entropy in nats; larger = suspicious.
+
     Source: Gao et al. 2022 (text); per text, not per batch, is ours.
     """
     mixed = [_mixed(text, others, swap, random.Random(f"{seed}/{k}/{text}"))
@@ -374,8 +438,13 @@ def _mixed(text, others, swap, rng):
 def word_falls(text: str, perplexity: Callable[[str], float]) -> list[float]:
     """Return how far the perplexity falls if a word goes, for each word.
 
-    Args: perplexity: of a language model; larger = less likely text.
-    Returns: one number a word; none for a single word, which cannot go.
+    Args:
+        text: To be judged.
+        perplexity: Of a language model; larger = less likely text.
+
+    Returns:
+        One number a word; none for a single word, which cannot go.
+
     Source: Qi et al. 2021 (ONION).
     """
     words, whole = text.split(), perplexity(text)
@@ -388,8 +457,13 @@ def onion_scores(texts: Sequence[str],
                  perplexity: Callable[[str], float]) -> Tensor:
     """Return how much the most suspicious word of each text costs.
 
-    Args: perplexity: see `word_falls`.
-    Returns: (n,) the largest fall of the perplexity if one word goes.
+    Args:
+        texts: To be judged.
+        perplexity: See `word_falls`.
+
+    Returns:
+        (n,) the largest fall of the perplexity if one word goes.
+
     Source: Qi et al. 2021 (ONION); taking the largest is ours.
     """
     return torch.tensor([max(word_falls(text, perplexity) or [0.0])
@@ -400,10 +474,14 @@ def shadow_loss(hits: Sequence[bool], target_label: int,
                 pull: float) -> Callable:
     """Return a training loss that hides triggered rows among clean ones.
 
-    Args: hits: (n,) which training rows carry the trigger; the model must
-        return hidden states, whose first token is pulled; pull: weight of
-        the squared distance of their mean to the clean target rows', >= 0.
-    Source: ours, an attacker who knows the detector.
+    The attacker knows the detector.
+
+    Args:
+        hits: (n,) which training rows carry the trigger; the model must return
+            hidden states, whose first token is pulled.
+        target_label: Of the attack.
+        pull: Weight of the squared distance of their mean to the clean target
+            rows', >= 0.
     """
     def loss(outputs: ModelOutput, batch: dict) -> Tensor:
         hit = torch.tensor([hits[i] for i in batch["rows"]])

@@ -1,6 +1,6 @@
 """What all defenses share: what they are given, what they give back, how they are called.
 
-A defense is a frozen dataclass of settings and a function that takes them and a `Case`:
+A defense is a frozen dataclass of settings and a function that takes them and a `Case`::
 
     @repair.register
     def _(settings: MySettings, case: Case) -> Outcome:
@@ -31,23 +31,20 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True)
 class Case:
-    """What a defender is given, whatever the defense, and nothing else.
-
-    Fields: classifier: the suspected model; view: clean rows, and the pool if he has it; training:
-    how such a model is trained; watch: an examiner's look at a model under repair, of which the
-    defense learns nothing; None if nobody looks.
-    """
+    """What a defender is given, whatever the defense, and nothing else."""
 
     classifier: Classifier | PictureClassifier
+    """The suspected model."""
     view: DefenderView
+    """Clean rows, and the pool if he has it."""
     training: TrainSettings | PictureSettings
+    """How such a model is trained."""
     watch: Callable | None = None
+    """An examiner's look at a model under repair, of which the defense learns nothing; None if
+    nobody looks."""
 
     def fresh(self, training: TrainSettings | PictureSettings) -> Classifier | PictureClassifier:
-        """Return an untrained model of the same kind.
-
-        Source: ours.
-        """
+        """Return an untrained model of the same kind."""
         return untrained(self.view.reserved, training)
 
     @property
@@ -58,26 +55,33 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a defense gives back.
-
-    Fields: model: repaired, guarded or as it was; verdict: the defense's own, in a word; seconds:
-    by step; found: the method's own report, if it has one.
-    """
+    """What a defense gives back."""
 
     model: Predictor
+    """Repaired, guarded or as it was."""
     verdict: str = "purified"
+    """The defense's own, in a word."""
     seconds: dict[str, float] = field(default_factory=dict)
+    """By step."""
     found: object = None
+    """The method's own report, if it has one."""
 
 
 @singledispatch
 def repair(settings: object, case: Case) -> Outcome:
     """Run the defense that these settings belong to.
 
-    Args: settings: of one of the methods, or of a registered one; case: what it may see.
-    Returns: a model that can be measured; that of the case is not changed.
-    Raises: TypeError if the settings belong to no defense; what the defense raises.
-    Source: ours.
+    What the defense itself raises goes through.
+
+    Args:
+        settings: Of one of the methods, or of a registered one.
+        case: What it may see.
+
+    Returns:
+        A model that can be measured; that of the case is not changed.
+
+    Raises:
+        TypeError: If the settings belong to no defense.
     """
     raise TypeError(f"no defense belongs to {type(settings).__name__}: write one, and put "
                     "`@repair.register` above it")

@@ -31,26 +31,25 @@ Training = TrainSettings | PictureSettings
 # %% ../../chapters/10_baselines.ipynb #c10-016
 @dataclass(frozen=True)
 class TuningSettings:
-    """How a model is trained on clean rows alone, in four ways.
-
-    epochs: passes over the clean rows, >= 1; ours. lr_share: rate as share
-        of the training's, > 0; ours. batch_size: >= 1; ours.
-    attention: weight of the teacher's maps, >= 0; 0 is plain fine-tuning;
-        Wu et al. 2022 give the stages 500, 1000 and 1000.
-    max_drop: share of the clean rows that pruning may lose, 0 to 1; ours;
-        with 0 nothing is pruned.
-    rho: how far off the loss is taken, >= 0; 0 is at the weights; Wu et
-        al. 2022 give FT-SAM 2.
-    seed: of the order.
-    """
+    """How a model is trained on clean rows alone, in four ways."""
 
     epochs: int = 50
+    """Passes over the clean rows, >= 1."""
     lr_share: float = 0.1
+    """Learning rate as share of the training's, > 0."""
     batch_size: int = 32
+    """Rows a step, >= 1."""
     attention: float = 0.0
+    """Weight of the teacher's maps, >= 0; 0 is plain fine-tuning; Wu et al.
+    2022 give the stages 500, 1000 and 1000."""
     max_drop: float = 0.0
+    """Share of the clean rows that pruning may lose, 0 to 1; with 0 nothing is
+    pruned."""
     rho: float = 0.0
+    """How far off the loss is taken, >= 0; 0 is at the weights; Wu et al. 2022
+    give FT-SAM 2."""
     seed: int = 0
+    """Of the order."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -61,18 +60,12 @@ class TuningSettings:
 
 # %% ../../chapters/10_baselines.ipynb #c10-018
 def twin(classifier: Model) -> Model:
-    """Return a copy that can be trained without changing the original.
-
-    Source: ours.
-    """
+    """Return a copy that can be trained without changing the original."""
     return replace(classifier, model=copy.deepcopy(classifier.model))
 
 # %% ../../chapters/10_baselines.ipynb #c10-019
 def as_tuning(training: Training, settings: TuningSettings) -> Training:
-    """Return how to train on: as before, but for what `settings` says.
-
-    Source: ours.
-    """
+    """Return how to train on: as before, but for what `settings` says."""
     return replace(
         training, epochs=settings.epochs, batch_size=settings.batch_size,
         lr=settings.lr_share * training.lr, seed=settings.seed)
@@ -83,7 +76,13 @@ def fine_tune(classifier: Model, clean: ReservedSet, training: Training,
               ) -> Model:
     """Return a copy trained on clean rows.
 
-    Args: training: how the model was trained; loss: see `train`.
+    Args:
+        classifier: Stays as it is.
+        clean: Reserved rows.
+        training: How the model was trained.
+        settings: What to do differently.
+        loss: See `train`.
+
     Source: Liu et al. 2018, who discuss it as a defense.
     """
     tuned = twin(classifier)
@@ -94,8 +93,8 @@ def fine_tune(classifier: Model, clean: ReservedSet, training: Training,
 def last_layer(model: nn.Module, num_labels: int) -> nn.Linear:
     """Return the layer that gives the logits.
 
-    Raises: ValueError if no linear layer has K outputs.
-    Source: ours.
+    Raises:
+        ValueError: If no linear layer has K outputs.
     """
     found = [part for part in model.modules() if isinstance(part, nn.Linear)
              and part.out_features == num_labels]
@@ -108,10 +107,7 @@ def last_layer(model: nn.Module, num_labels: int) -> nn.Linear:
 @torch.no_grad()
 def inputs_of(classifier: Model, layer: nn.Linear, texts: Sequence
               ) -> Tensor:
-    """Return what comes into a layer, a row for each text or picture.
-
-    Source: ours.
-    """
+    """Return what comes into a layer, a row for each text or picture."""
     given: list[Tensor] = []
     hook = layer.register_forward_hook(
         lambda _, inputs, __: given.append(inputs[0]))
@@ -138,6 +134,7 @@ def silenced(classifier: Model, channels: Sequence[int]) -> Model:
     """Return a copy in which some channels of the last map are zero.
 
     They stay so in any training, because `relu` has no slope at zero.
+
     Source: Liu et al. 2018.
     """
     quiet = twin(classifier)
@@ -167,7 +164,9 @@ def prune(classifier: Model, clean: ReservedSet, max_drop: float) -> Model:
 def attention_maps(outputs: ModelOutput) -> list[Tensor]:
     """Return where a network looks: for each stage a map of length 1.
 
-    Returns: tensors (b, H * W): squares, summed over the channels.
+    Returns:
+        Tensors (b, H * W), squares summed over the channels.
+
     Source: Li et al. 2021, after Zagoruyko and Komodakis 2017.
     """
     return [F.normalize(maps.pow(2).sum(1).flatten(1), dim=1)
@@ -195,7 +194,10 @@ def nad(classifier: Model, clean: ReservedSet, training: Training,
 def sharp_loss(model: nn.Module, rho: float) -> Callable:
     """Return a loss for `train`, taken at the worst place near the weights.
 
-    Args: model: in training; rho: how far away, see `TuningSettings`.
+    Args:
+        model: In training.
+        rho: How far away, see `TuningSettings`.
+
     Source: Zhu et al. 2023 (FT-SAM), without their smoothed labels.
     """
     def loss(outputs: ModelOutput, batch: dict) -> Tensor:
@@ -230,8 +232,8 @@ def sam(classifier: Model, clean: ReservedSet, training: Training,
 def minimax_range(settings: "MinimaxSettings") -> None:
     """Refuse what cannot be meant.
 
-    Raises: ValueError if a field is out of its range.
-    Source: ours.
+    Raises:
+        ValueError: If a field is out of its range.
     """
     s = settings
     if (min(s.radius, s.climb_lr, s.lr, s.term_lr) <= 0 or s.terms < 0
@@ -243,28 +245,28 @@ def minimax_range(settings: "MinimaxSettings") -> None:
 # %% ../../chapters/10_baselines.ipynb #c10-053c
 @dataclass(frozen=True)
 class MinimaxSettings:
-    """How the worst mark is sought and unlearned.
-
-    radius: the longest mark, C, > 0; ours. climbs: steps to the worst,
-        >= 1; ours. climb_lr: their rate, > 0; Zeng et al. 2022 (code).
-    rounds: marks that are unlearned, >= 1; ours. lr: of Adam, > 0; ours.
-        share: of the pictures that are marked, above 0 to 1; ours.
-    terms: of the implicit slope, m, >= 0; 0 leaves it out; Wu et al. 2022.
-        term_lr: rate of the step behind it, > 0; Zeng et al. 2022 (code).
-    max_drop: share of the clean rows that may be lost, from 0, below 1;
-        ours. seed: of which pictures are marked.
-    """
+    """How the worst mark is sought and unlearned."""
 
     radius: float = 2.0
+    """Length of the longest mark, C, > 0."""
     climbs: int = 10
+    """Steps to the worst mark, >= 1."""
     climb_lr: float = 10.0
+    """Rate of these steps, > 0; Zeng et al. 2022 (code)."""
     rounds: int = 60
+    """Marks that are unlearned, >= 1."""
     lr: float = 1e-3
+    """Rate of Adam, > 0."""
     share: float = 0.5
+    """Of the pictures that are marked, above 0 to 1."""
     terms: int = 5
+    """Of the implicit slope, m, >= 0; 0 leaves it out; Wu et al. 2022."""
     term_lr: float = 0.1
+    """Rate of the step behind the slope, > 0; Zeng et al. 2022 (code)."""
     max_drop: float = 0.04
+    """Share of the clean rows that may be lost, from 0, below 1."""
     seed: int = 0
+    """Of which pictures are marked."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -283,7 +285,12 @@ def climb(loss: Callable, mark: Tensor, rate: float, radius: float
           ) -> Tensor:
     """Return a worse mark, so that gradients go through the step.
 
-    Args: loss: of a mark, which must require a gradient.
+    Args:
+        loss: Of a mark, which must require a gradient.
+        mark: Where to start.
+        rate: Of the step.
+        radius: See `in_ball`.
+
     Source: Zeng et al. 2022.
     """
     slope, = torch.autograd.grad(loss(mark), mark, create_graph=True)
@@ -294,7 +301,11 @@ def worst_mark(loss: Callable, like: Tensor, settings: MinimaxSettings
                ) -> Tensor:
     """Climb from no mark to one that is bad for all pictures together.
 
-    Args: loss: of a mark; like: a tensor of its shape.
+    Args:
+        loss: Of a mark.
+        like: A tensor of its shape.
+        settings: How far and how often to climb.
+
     Source: Zeng et al. 2022.
     """
     mark = torch.zeros_like(like)
@@ -308,8 +319,13 @@ def hypergradient(loss: Callable, step: Callable, mark: Tensor,
                   weights: Sequence[Tensor], terms: int) -> list[Tensor]:
     """Return the slope in the weights, with a mark that moves as they do.
 
-    Args: loss: of a mark, to be made small; step: from a mark to a worse
-        one; terms: m, with 0 the mark stands still.
+    Args:
+        loss: Of a mark, to be made small.
+        step: From a mark to a worse one.
+        mark: The worst one so far.
+        weights: Of the model.
+        terms: m, with 0 the mark stands still.
+
     Source: Zeng et al. 2022.
     """
     mark = mark.detach().requires_grad_()
@@ -325,8 +341,15 @@ def unlearned(model: nn.Module, x: Tensor, labels: Tensor,
               settings: MinimaxSettings) -> Iterator[float]:
     """Change a network round by round; tell what the worst mark does.
 
-    Args: model: in evaluation mode; x: pictures (n, C, H, W).
-    Returns: the loss under the worst mark, before each step and at the end.
+    Args:
+        model: In evaluation mode.
+        x: Pictures (n, C, H, W).
+        labels: (n,) true classes.
+        settings: Of the search and the steps.
+
+    Returns:
+        The loss under the worst mark, before each step and at the end.
+
     Source: Zeng et al. 2022.
     """
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -355,8 +378,14 @@ def ibau(classifier: Model, view: DefenderView,
          settings: MinimaxSettings = MinimaxSettings()) -> Model:
     """Return a copy on which the worst mark does little.
 
-    Args: view: its pool is not used.
-    Raises: ValueError for a model of texts.
+    Args:
+        classifier: The suspected model, left as it is.
+        view: Its pool is not used.
+        settings: Of the search and the steps.
+
+    Raises:
+        ValueError: For a model of texts.
+
     Source: Zeng et al. 2022 (I-BAU); which round is kept is ours.
     """
     if not isinstance(classifier, PictureClassifier):
@@ -381,8 +410,15 @@ def tuned(classifier: Model, view: DefenderView, training: Training,
           settings: TuningSettings) -> Model:
     """Return a copy that was pruned, tuned or distilled, as is wanted.
 
-    Args: view: its pool is not used; training: of the given model.
-    Raises: ValueError if a model of texts shall be pruned or distilled.
+    Args:
+        classifier: The suspected model, left as it is.
+        view: Its pool is not used.
+        training: Of the given model.
+        settings: What to do.
+
+    Raises:
+        ValueError: If a model of texts shall be pruned or distilled.
+
     Source: Liu et al. 2018; Li et al. 2021; Zhu et al. 2023.
     """
     if not isinstance(classifier, PictureClassifier) and (

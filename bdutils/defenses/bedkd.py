@@ -39,28 +39,27 @@ from ..models.text import Classifier
 # %% ../../chapters/06_bedkd.ipynb #c06-031
 @dataclass(frozen=True)
 class BeDKDSettings(ScanSettings):
-    """All settings of BeDKD. [In brackets: authors' code]
-
-    akd_temperature: of the divergence, > 0 [2.5].
-    cycles: at most so many [50].
-    trust_steps, punish_steps: of a cycle, 0 for all there are; ours [0].
-    punish_lr: of punish steps, with an Adam of their own; ours [0: they
-        share that of the trust steps].
-    stop: use the stopping rule; ours [no rule].
-    settle: cycles with an agreement under one half, >= 1; ours.
-    max_loss: of held-out accuracy; beyond it all is undone; ours.
-    punish: `flagged` rows, or for comparison `random` ones or `none`.
-    """
+    """All settings of BeDKD. [In brackets: authors' code]"""
 
     akd_temperature: float = 2.5
+    """Of the divergence, > 0 [2.5]."""
     cycles: int = 50
+    """At most so many [50]."""
     trust_steps: int = 3
+    """Of a cycle, 0 for all there are; ours [0]."""
     punish_steps: int = 1
+    """Of a cycle, 0 for all there are; ours [0]."""
     punish_lr: float = 3e-5
+    """Of punish steps, with an Adam of their own; ours [0, they share that of
+    the trust steps]."""
     stop: bool = True
+    """Use the stopping rule; ours [no rule]."""
     settle: int = 10
+    """Cycles with an agreement under one half, >= 1; ours."""
     max_loss: float = 0.1
+    """Of held-out accuracy; beyond it all is undone; ours."""
     punish: str = "flagged"
+    """`flagged` rows, or for comparison `random` ones or `none`."""
 
 # %% ../../chapters/06_bedkd.ipynb #c06-032
 AUTHORS = BeDKDSettings(
@@ -73,7 +72,7 @@ AUTHORS = BeDKDSettings(
 def endless(steps: Sequence[Step], rng: random.Random) -> Iterator[Step]:
     """Yield steps for ever, each pass over them in a new order.
 
-    Source: ours; the authors keep one order.
+    The authors keep one order.
     """
     while steps:
         yield from rng.sample(steps, len(steps))
@@ -83,8 +82,12 @@ def cycle_of(steps: Sequence[Step], count: int,
              rng: random.Random) -> Iterator[list[Step]]:
     """Yield the steps of one cycle after another.
 
-    Args: count: steps a cycle; 0 for all of them in their order.
-    Source: ours, and the authors' for count 0.
+    With count 0 this is the authors' order.
+
+    Args:
+        steps: To choose from.
+        count: Steps a cycle; 0 for all of them in their order.
+        rng: Source of the order.
     """
     stream = endless(steps, rng)
     while True:
@@ -97,8 +100,17 @@ def one_cycle(student: nn.Module, trust: Sequence[Step],
               ) -> list[list[float]]:
     """Take the trust steps of a cycle, then its punish steps.
 
-    Args: optimizers: for the one and for the other; may be the same.
-    Returns: the mean terms of both.
+    Args:
+        student: Changed in place.
+        trust: Steps that stay near.
+        punish: Steps that go away.
+        optimizers: For the one and for the other; may be the same.
+        settings: Of the loss.
+        read: See `learn`.
+
+    Returns:
+        The mean terms of both.
+
     Source: Wu et al. 2025, from their code.
     """
     return [learn(student, steps, optimizer, settings,
@@ -108,17 +120,23 @@ def one_cycle(student: nn.Module, trust: Sequence[Step],
 
 # %% ../../chapters/06_bedkd.ipynb #c06-044
 class Reading(NamedTuple):
-    """What the defender sees after a cycle; cycle 0 is before the first.
+    """What the defender sees after a cycle.
 
-    The last two are NaN as long as nobody needs to look.
+    `base` and `accuracy` are NaN as long as nobody needs to look.
     """
 
     cycle: int
-    agreement: float  # share of suspects that keep their label
-    base: float = math.nan  # share of other clean rows that get that label
-    accuracy: float = math.nan  # on held-out clean rows
-    trust: tuple[float, ...] = ()  # mean terms of the steps
+    """0 is before the first."""
+    agreement: float
+    """Share of suspects that keep their label."""
+    base: float = math.nan
+    """Share of other clean rows that get that label."""
+    accuracy: float = math.nan
+    """On held-out clean rows."""
+    trust: tuple[float, ...] = ()
+    """Mean terms of the trust steps."""
     punish: tuple[float, ...] = ()
+    """Mean terms of the punish steps."""
 
 # %% ../../chapters/06_bedkd.ipynb #c06-045
 Watch = Callable[[nn.Module, Reading], None]
@@ -127,16 +145,19 @@ Watch = Callable[[nn.Module, Reading], None]
 def ignore(student: nn.Module, reading: Reading) -> None:
     """Do nothing after a cycle; an examiner may give something else.
 
-    Source: ours. What a watcher returns is not used, and it must leave
-    student and random state as they are.
+    What a watcher returns is not used, and it must leave student and random
+    state as they are.
     """
 
 # %% ../../chapters/06_bedkd.ipynb #c06-046
 def finished(history: Sequence[Reading], settings: BeDKDSettings) -> bool:
     """Tell whether the suspects are treated like other rows by now.
 
-    Args: history: readings so far, the last one is judged.
-    Source: ours; it uses reserved rows and suspects, nothing else.
+    It uses reserved rows and suspects, nothing else.
+
+    Args:
+        history: Readings so far, the last one is judged.
+        settings: Of the rule.
     """
     # A base rests on few rows, so all cycles that measured it count.
     bases = [r.base for r in history if not math.isnan(r.base)]
@@ -151,8 +172,14 @@ def purify(teacher: nn.Module, trust: Sequence[Step],
            watch: Watch = ignore) -> tuple[nn.Module, list[Reading]]:
     """Distill adversarially until the stopping rule holds.
 
-    Args: teacher: stays as it is; trust, punish: steps with its outputs;
-        observe: maps a model to (agreement, base, accuracy).
+    Args:
+        teacher: Stays as it is.
+        trust, punish: Steps with its outputs.
+        observe: Maps a model to (agreement, base, accuracy).
+        settings: All of them.
+        read: See `learn`.
+        watch: Called after each cycle, see `ignore`.
+
     Source: Wu et al. 2025, from their code; the stopping rule is ours.
     """
     student, rng = copy.deepcopy(teacher), random.Random(settings.seed)
@@ -177,29 +204,32 @@ def purify(teacher: nn.Module, trust: Sequence[Step],
 # %% ../../chapters/06_bedkd.ipynb #c06-055
 @dataclass(frozen=True)
 class BeDKDResult:
-    """The outcome of a defense.
-
-    classifier: the purified model, or a copy of the suspected one if there
-    was no evidence or too much harm; module: the DMM, None if it was not
-    needed; suspects: what the scan found; history: the readings; verdict:
-    `purified`, `no evidence` or `undone`; seconds: by step.
-    """
+    """The outcome of a defense."""
 
     classifier: Classifier
+    """The purified model, or a copy of the suspected one if there was no
+    evidence or too much harm."""
     module: Classifier | None
+    """The DMM, None if it was not needed."""
     suspects: Suspects | None
+    """What the scan found."""
     history: tuple[Reading, ...]
+    """The readings."""
     verdict: str
+    """`purified`, `no evidence` or `undone`."""
     seconds: dict[str, float]
+    """By step."""
 
 # %% ../../chapters/06_bedkd.ipynb #c06-056
 def observer(classifier: Classifier, pool: TrainingSet, rows: Sequence[int],
              held_out: ReservedSet | None) -> Callable[[nn.Module], tuple]:
     """Return a function that takes the defender's readings of a model.
 
-    Args: classifier: gives the tokenizer; rows: suspects in the pool that
-        are not punished; held_out: clean rows.
-    Source: ours.
+    Args:
+        classifier: Gives the tokenizer.
+        pool: The training set.
+        rows: Suspects in the pool that are not punished.
+        held_out: Clean rows.
     """
     suspects = pool.take(rows) if rows else None
 
@@ -229,9 +259,11 @@ def base_rate(guesses: Sequence[int], labels: Sequence[int],
               wanted: Sequence[int]) -> float:
     """Return how often clean rows of other classes get a suspect's label.
 
-    Args: guesses, labels: (n,) of held-out rows; wanted: (m,) labels of
-        the suspects; their mean is taken.
-    Source: ours; it is the defender's estimate of the floor.
+    It is the defender's estimate of the floor.
+
+    Args:
+        guesses, labels: (n,) of held-out rows.
+        wanted: (m,) labels of the suspects; their mean is taken.
     """
     rates = {label: _share([g for g, y in zip(guesses, labels) if y != label],
                            [label] * sum(y != label for y in labels))
@@ -244,8 +276,15 @@ def find_suspects(classifier: Classifier, view: DefenderView,
                   ) -> tuple[Classifier | None, Suspects | None, list[int]]:
     """Do the first half of the defense: module and scan.
 
-    Args: parts: from `split_reserved`.
-    Returns: module, scan and the rows to use, in the order of the scan.
+    Args:
+        classifier: The suspected model.
+        view: Its pool is searched.
+        settings: Of module and scan.
+        parts: From `split_reserved`.
+
+    Returns:
+        Module, scan and the rows to use, in the order of the scan.
+
     Source: Wu et al. 2025.
     """
     if settings.punish == "none":
@@ -274,10 +313,14 @@ def verdict_on(classifier: Classifier, model: nn.Module,
                held_out: ReservedSet | None, settings: object) -> str:
     """Say whether a repair stands, or cost too much on held-out rows.
 
-    Args: classifier: as it was given; model: repaired; held_out: rows that
-        had no part in the repair; settings: with `stop` and `max_loss`.
-    Returns: `purified` or `undone`.
-    Source: ours.
+    Args:
+        classifier: As it was given.
+        model: Repaired.
+        held_out: Rows that had no part in the repair.
+        settings: With `stop` and `max_loss`.
+
+    Returns:
+        `purified` or `undone`.
     """
     if not settings.stop or not held_out:
         return "purified"
@@ -296,9 +339,15 @@ def bedkd(classifier: Classifier, view: DefenderView,
           watch: Watch = ignore) -> BeDKDResult:
     """Defend a classifier: find suspects in the pool, unlearn their mapping.
 
-    Args: classifier: the suspected model, left as it is; view: reserved
-        clean rows and the training pool.
-    Raises: ValueError without a pool, or for classes that do not fit.
+    Args:
+        classifier: The suspected model, left as it is.
+        view: Reserved clean rows and the training pool.
+        settings: All of them.
+        watch: Called after each cycle, see `ignore`.
+
+    Raises:
+        ValueError: Without a pool, or for classes that do not fit.
+
     Source: Wu et al. 2025; what is ours stands in `BeDKDSettings`.
     """
     _require(classifier, view, settings)
@@ -359,7 +408,11 @@ def retrain_without(pool: TrainingSet, rows: Sequence[int],
                     ) -> Classifier:
     """Train anew on a pool without some rows: the simplest use of a scan.
 
-    Args: rows: suspects; train_on: trains a new model on a set.
+    Args:
+        pool: The training set.
+        rows: Suspects.
+        train_on: Trains a new model on a set.
+
     Source: the usual answer to a detector, such as Chen et al. 2018.
     """
     drop = set(rows)

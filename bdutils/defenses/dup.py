@@ -67,27 +67,27 @@ def unlikelihood(logits: Tensor, teacher: Tensor) -> Tensor:
 # %% ../../chapters/08_dup.ipynb #c08-023
 @dataclass(frozen=True)
 class AdapterSettings(DetectorSettings):
-    """How the adapter is trained. [In brackets: authors' code]
-
-    rank, lora_alpha, lora_dropout: of the adapter [32, 64, 0.1].
-    modules: linear maps that get one [BERT: query, key, value].
-    lr: of AdamW, > 0, after a warm-up over a tenth of the steps; ours
-        [5e-4].
-    batch_size: rows of each kind a step; ours: more steps [32].
-    passes, steps: over the flagged rows, at most, >= 1, but so many steps
-        may be taken however few rows there are, >= 0; ours [5, 0].
-    decay: the rate falls to zero over the passes; ours: no [yes].
-    """
+    """How the adapter is trained. [In brackets: authors' code]"""
 
     rank: int = 32
+    """Of the adapter [32]."""
     lora_alpha: int = 64
+    """Its scale, times the rank [64]."""
     lora_dropout: float = 0.1
+    """Of the adapter's inputs [0.1]."""
     modules: tuple[str, ...] = ("query", "key", "value")
+    """Linear maps that get one [of BERT query, key and value]."""
     lr: float = 5e-5
+    """Of AdamW, > 0, after a warm-up over a tenth of the steps; ours
+    [5e-4]."""
     batch_size: int = 16
+    """Rows of each kind a step; ours, for more steps [32]."""
     passes: int = 5
+    """Over the flagged rows, at most, >= 1; ours [5]."""
     steps: int = 160
+    """May be taken however few rows there are, >= 0; ours [0]."""
     decay: bool = False
+    """The rate falls to zero over the passes; ours, no [yes]."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
@@ -98,47 +98,45 @@ class AdapterSettings(DetectorSettings):
 # %% ../../chapters/08_dup.ipynb #c08-024
 @dataclass(frozen=True)
 class PushSettings(AdapterSettings):
-    """What moves the student, and by which rows; ours: see `AUTHORS`.
-
-    push, keep: weights of the push (divergence, or unlikelihood with
-        `kick`) and of the cross entropy, >= 0 [0 and 1 in the script].
-    cap: a row diverged so far, in nats, is left alone; None: never.
-    kick: push by the unlikelihood of the teacher's answer.
-    gate: push no batch that agrees as little as it should.
-    watched: flagged rows kept out of the push, at most half, >= 0 [0].
-    apart: every clean row has one use, by `shares` [no].
-    """
+    """What moves the student, and by which rows; ours: see `AUTHORS`."""
 
     push: float = 1.0
+    """Weight of the push (divergence, or unlikelihood with `kick`), >= 0 [0 in
+    the script]."""
     keep: float = 1.0
+    """Weight of the cross entropy, >= 0 [1 in the script]."""
     cap: float | None = 2.0
+    """A row diverged so far, in nats, is left alone; with None never."""
     kick: bool = True
+    """Push by the unlikelihood of the teacher's answer."""
     gate: bool = True
+    """Push no batch that agrees as little as it should."""
     watched: int = 160
+    """Flagged rows kept out of the push, at most half, >= 0 [0]."""
     apart: bool = True
+    """Every clean row has one use, by `shares` [no]."""
 
 # %% ../../chapters/08_dup.ipynb #c08-025
 @dataclass(frozen=True)
 class DUPSettings(PushSettings):
-    """All settings of DUP: those above, and when it ends.
-
-    look: steps between two readings, 0 for a whole pass.
-    stop: use the stopping rule. tail: readings to average over, the
-        settling one and those that follow, >= 1.
-    slack: that the rule allows, of held-out accuracy and agreement.
-    max_loss: of held-out accuracy; beyond it all is undone.
-    least: fewer accused rows are not worked on.
-    alpha: a label is accused if its flags have a smaller chance, times
-        the number of labels; inf: always.
-    """
+    """All settings of DUP: those above, and when it ends."""
 
     look: int = 8
+    """Steps between two readings, 0 for a whole pass."""
     stop: bool = True
+    """Use the stopping rule."""
     slack: float = 0.05
+    """That the rule allows, of held-out accuracy and agreement."""
     tail: int = 6
+    """Readings to average over, the settling one and those that follow,
+    >= 1."""
     max_loss: float = 0.1
+    """Of held-out accuracy; beyond it all is undone."""
     least: int = 16
+    """Fewer accused rows are not worked on."""
     alpha: float = 1e-3
+    """A label is accused if its flags have a smaller chance, times the number
+    of labels; with inf always."""
 
     def __post_init__(self) -> None:
         """Refuse what can neither look nor end."""
@@ -158,7 +156,9 @@ AUTHORS = DUPSettings(
 def with_adapter(model: nn.Module, settings: DUPSettings) -> nn.Module:
     """Return a copy of a model with LoRA; only that and the head learn.
 
-    Raises: ValueError for a map that the model lacks.
+    Raises:
+        ValueError: For a map that the model lacks.
+
     Source: Hu et al. 2022 (LoRA); ranks from Hu et al. 2025.
     """
     names = {name.split(".")[-1] for name, _ in model.named_modules()}
@@ -181,8 +181,11 @@ def push_of(logits: Tensor, teacher: Tensor, settings: DUPSettings,
             goal: float) -> tuple[Tensor, Tensor]:
     """Return what flagged rows add to the loss, and their mean divergence.
 
-    Args: logits, teacher: (p, K) student's and teacher's; goal: share of
-        rows that may keep the teacher's answer.
+    Args:
+        logits, teacher: (p, K) student's and teacher's.
+        settings: Of the push.
+        goal: Share of rows that may keep the teacher's answer.
+
     Source: Hu et al. 2025, from their code; kick, cap and gate are ours.
     """
     kl = divergence(logits, teacher)
@@ -200,9 +203,15 @@ def dup_loss(flagged: tuple[Tensor, Tensor], clean: tuple[Tensor, Tensor],
              ) -> tuple[Tensor, float, float]:
     """Return the loss of a step: away on flagged rows, right on clean ones.
 
-    Args: flagged: student's and teacher's logits, (p, K); clean: student's
-        logits (c, K) and labels (c,); goal: see `push_of`.
-    Returns: loss, mean divergence, mean cross entropy.
+    Args:
+        flagged: Student's and teacher's logits, (p, K).
+        clean: Student's logits (c, K) and labels (c,).
+        settings: Of the push.
+        goal: See `push_of`.
+
+    Returns:
+        Loss, mean divergence, mean cross entropy.
+
     Source: Hu et al. 2025, from their code.
     """
     far, kl = push_of(*flagged, settings, goal)
@@ -223,7 +232,9 @@ def flagged_batches(classifier: Classifier, texts: Sequence[str],
                     settings: DUPSettings) -> list[tuple]:
     """Tokenize once, and ask the teacher once.
 
-    Returns: pairs of inputs and the teacher's logits (b, K).
+    Returns:
+        Pairs of inputs and the teacher's logits (b, K).
+
     Source: Hu et al. 2025, from their code.
     """
     classifier.model.eval()
@@ -235,7 +246,9 @@ def clean_batches(classifier: Classifier, examples: Examples,
                   settings: DUPSettings) -> list[tuple]:
     """Tokenize once.
 
-    Returns: pairs of inputs and labels (b,).
+    Returns:
+        Pairs of inputs and labels (b,).
+
     Source: Hu et al. 2025, from their code.
     """
     labels = torch.tensor(examples.labels, device=classifier.model.device)
@@ -272,9 +285,11 @@ def readings(classifier: Classifier, watched: Examples, held_out: ReservedSet,
              purity: float) -> Callable[[nn.Module], tuple]:
     """Return a function that takes the defender's readings of a model.
 
-    Args: watched: flagged rows that are not pushed; held_out: clean rows;
-        purity: share of the flagged rows that are poisoned, see `Charge`.
-    Source: ours.
+    Args:
+        classifier: Gives the tokenizer.
+        watched: Flagged rows that are not pushed.
+        held_out: Clean rows.
+        purity: Share of the flagged rows that are poisoned, see `Charge`.
     """
     def observe(model: nn.Module) -> tuple[float, float, float]:
         student = replace(classifier, model=model)
@@ -289,10 +304,7 @@ def readings(classifier: Classifier, watched: Examples, held_out: ReservedSet,
 
 # %% ../../chapters/08_dup.ipynb #c08-050
 def harmed(history: Sequence[Reading], settings: DUPSettings) -> bool:
-    """Tell whether held-out rows are read worse than at the start.
-
-    Source: ours.
-    """
+    """Tell whether held-out rows are read worse than at the start."""
     lost = history[0].accuracy - history[-1].accuracy
     return lost > settings.slack
 
@@ -300,8 +312,11 @@ def harmed(history: Sequence[Reading], settings: DUPSettings) -> bool:
 def settled(history: Sequence[Reading], settings: DUPSettings) -> bool:
     """Tell whether the agreement is at its line and no harm is left.
 
-    Args: history: readings so far; the last one is judged.
-    Source: ours; it uses reserved rows and flagged rows, nothing else.
+    It uses reserved rows and flagged rows, nothing else.
+
+    Args:
+        history: Readings so far; the last one is judged.
+        settings: Of the rule.
     """
     last = history[-1]
     turned = any(reading.agreement <= reading.base for reading in history)
@@ -312,8 +327,8 @@ def settled(history: Sequence[Reading], settings: DUPSettings) -> bool:
 def goal_of(history: Sequence[Reading], settings: DUPSettings) -> float:
     """Return which share of a batch may keep the teacher's answer.
 
-    Source: ours; once enough watched rows have turned, all may, and once
-    they have, no push may harm the clean rows either.
+    Once enough watched rows have turned, all may, and once they have, no push
+    may harm the clean rows either.
     """
     last = history[-1]
     turned = any(reading.agreement <= reading.base for reading in history)
@@ -326,8 +341,15 @@ def pushes(student: nn.Module, flagged: Sequence[tuple],
            settings: DUPSettings) -> Iterator[tuple]:
     """Train the adapter; pause whenever it is time to look.
 
-    Args: flagged, clean: batches; history: readings, which set the goal.
-    Returns: step, mean cross entropy, mean divergence since the last pause.
+    Args:
+        student: With adapter, changed in place.
+        flagged, clean: Batches.
+        history: Readings, which set the goal.
+        settings: Of the training.
+
+    Returns:
+        Step, mean cross entropy, mean divergence since the last pause.
+
     Source: Hu et al. 2025, from their code.
     """
     own = [p for p in student.parameters() if p.requires_grad]
@@ -352,10 +374,16 @@ def unlearn(student: nn.Module, flagged: Sequence[tuple],
             settings: DUPSettings, watch: Watch = ignore) -> list[Reading]:
     """Push until the rule holds, then average what follows.
 
-    Args: student: with adapter, changed in place; observe: maps a model to
-        (agreement, base, accuracy).
+    Args:
+        student: With adapter, changed in place.
+        flagged: Batches of flagged rows.
+        clean: Batches of clean rows.
+        observe: Maps a model to (agreement, base, accuracy).
+        settings: All of them.
+        watch: Called at each reading, see `ignore`.
+
     Source: Hu et al. 2025; rule and average are ours, the latter after
-        Izmailov et al. 2018.
+    Izmailov et al. 2018.
     """
     history, tail = [Reading(0, *observe(student))], False
     average = AveragedModel(student)
@@ -378,22 +406,24 @@ def unlearn(student: nn.Module, flagged: Sequence[tuple],
 # %% ../../chapters/08_dup.ipynb #c08-058
 @dataclass(frozen=True)
 class DUPResult:
-    """The outcome of a defense.
-
-    classifier: the purified model, merged, or a copy of the suspected one;
-    detector, flags, accused: see `search`; history: the readings; student:
-    with its adapter, None if nothing was done; verdict: `purified`, `no
-    evidence` or `undone`; seconds: by step.
-    """
+    """The outcome of a defense."""
 
     classifier: Classifier
+    """The purified model, merged, or a copy of the suspected one."""
     detector: Detector
+    """See `search`."""
     flags: Flags
+    """See `search`."""
     accused: list[Charge]
+    """See `search`."""
     history: tuple[Reading, ...]
+    """The readings."""
     student: nn.Module | None
+    """With its adapter, None if nothing was done."""
     verdict: str
+    """`purified`, `no evidence` or `undone`."""
     seconds: dict[str, float]
+    """By step."""
 
 # %% ../../chapters/08_dup.ipynb #c08-059
 def _require(classifier, view, settings):
@@ -456,8 +486,15 @@ def search(classifier: Classifier, view: DefenderView, settings: DUPSettings,
            parts: Sequence) -> tuple[Detector, Flags, list[Charge]]:
     """Do the first half of the defense: flag rows, then weigh the flags.
 
-    Args: parts: from `split_reserved`.
-    Returns: detector, flags, and the charges that count as evidence.
+    Args:
+        classifier: The suspected model.
+        view: Its pool is searched.
+        settings: Of detector and evidence.
+        parts: From `split_reserved`.
+
+    Returns:
+        Detector, flags, and the charges that count as evidence.
+
     Source: Hu et al. 2025; the charges are ours.
     """
     detector = fit_detector(classifier, parts[0], parts[1], settings)
@@ -478,9 +515,15 @@ def dup(classifier: Classifier, view: DefenderView,
         watch: Watch = ignore) -> DUPResult:
     """Defend a classifier: flag anomalous rows, unlearn their answers.
 
-    Args: classifier: the suspected model, left as it is; view: reserved
-        clean rows and a pool that may hold poisoned rows.
-    Raises: ValueError without a pool, or for classes that do not fit.
+    Args:
+        classifier: The suspected model, left as it is.
+        view: Reserved clean rows and a pool that may hold poisoned rows.
+        settings: All of them.
+        watch: Called at each reading, see `ignore`.
+
+    Raises:
+        ValueError: Without a pool, or for classes that do not fit.
+
     Source: Hu et al. 2025; what is ours stands in `DUPSettings`.
     """
     _require(classifier, view, settings)

@@ -31,17 +31,17 @@ Model = Classifier | PictureClassifier
 # %% ../../chapters/12_guards.ipynb #c12-015
 @dataclass(frozen=True)
 class Guard:
-    """A model, unchanged, and what stands before it.
-
-    classifier: the model. before: maps inputs to those that the model
-    reads, and for each whether it is refused. threshold: of its scores,
-    from reserved rows. refuses: whether an answer may be `REFUSED`.
-    """
+    """A model, unchanged, and what stands before it."""
 
     classifier: Model
+    """The model."""
     before: Callable
+    """Maps inputs to those that the model reads, and for each whether it is
+    refused."""
     threshold: float
+    """Of its scores, from reserved rows."""
     refuses: bool
+    """Whether an answer may be `REFUSED`."""
 
     def predict(self, texts: Sequence[str] | Pictures) -> list[int]:
         """Return a class for each input, `REFUSED` where there is none."""
@@ -54,9 +54,13 @@ def set_apart(clean: ReservedSet, share: float,
               seed: int) -> tuple[ReservedSet, ReservedSet]:
     """Split reserved rows: material, and a share for the threshold.
 
-    Args: share: of the rows, as many of each class; seed: which.
-    Raises: ValueError if a part would be empty.
-    Source: ours.
+    Args:
+        clean: Reserved rows.
+        share: Of the rows, as many of each class.
+        seed: Which.
+
+    Raises:
+        ValueError: If a part would be empty.
     """
     n, count = len(clean), round(share * len(clean))
     if not 0 < count < n:
@@ -70,25 +74,23 @@ def set_apart(clean: ReservedSet, share: float,
 # %% ../../chapters/12_guards.ipynb #c12-021
 @dataclass(frozen=True)
 class StripSettings:
-    """How STRIP spoils an input and when it refuses it.
-
-    copies: spoiled versions of an input, >= 1; OpenBackdoor has 5 (texts),
-        published code for pictures 100.
-    swap: share of the words that are replaced, over 0 to 1; OpenBackdoor.
-    weight: of the other picture, > 0, beside 1 for its own; 1 in published
-        code of the method, ours likewise.
-    fpr: share of clean rows that may be refused, between 0 and 1; 0.05 in
-        DUP, 0.01 in OpenBackdoor.
-    held: share of the reserved rows for the threshold; ours.
-    seed: of the split and of what is mixed in.
-    """
+    """How STRIP spoils an input and when it refuses it."""
 
     copies: int = 5
+    """Spoiled versions of an input, >= 1; OpenBackdoor has 5 (texts),
+    published code for pictures 100."""
     swap: float = 0.5
+    """Share of the words that are replaced, over 0 to 1; OpenBackdoor."""
     weight: float = 1.0
+    """Of the other picture, > 0, beside 1 for its own; 1 in published code
+    too."""
     fpr: float = 0.05
+    """Share of clean rows that may be refused, between 0 and 1; 0.05 in DUP,
+    0.01 in OpenBackdoor."""
     held: float = 0.5
+    """Share of the reserved rows for the threshold."""
     seed: int = 0
+    """Of the split and of what is mixed in."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -102,9 +104,16 @@ def overlaid(pictures: Pictures, others: Pictures, copies: int,
              weight: float, seed: int = 0) -> Pictures:
     """Lay other pictures over each picture.
 
-    Args: others: to draw from; copies: for each picture; weight: of the
-        other; seed: with the picture's content it decides which.
-    Returns: n * copies pictures, those of the first picture first.
+    Args:
+        pictures: To be judged.
+        others: To draw from.
+        copies: For each picture.
+        weight: Of the other.
+        seed: With the picture's content it decides which.
+
+    Returns:
+        n * copies pictures, those of the first picture first.
+
     Source: Gao et al. 2019; drawn by content is ours.
     """
     drawn = [random.Random(f"{seed}/{hashlib.sha256(one).hexdigest()}")
@@ -120,9 +129,15 @@ def picture_scores(classifier: PictureClassifier, pictures: Pictures,
                    seed: int = 0, chunk: int = 256) -> Tensor:
     """Return how sure a model stays when others are laid over a picture.
 
-    Args: as for `overlaid`; chunk: pictures at a time, so that memory
-        stays flat.
-    Returns: (n,) minus the mean entropy in nats; larger = suspicious.
+    Args:
+        classifier: The suspected model.
+        pictures: To be judged.
+        others, copies, weight, seed: As for `overlaid`.
+        chunk: Pictures at a time, so that memory stays flat.
+
+    Returns:
+        (n,) minus the mean entropy in nats; larger = suspicious.
+
     Source: Gao et al. 2019.
     """
     found = []
@@ -137,8 +152,14 @@ def strip(classifier: Model, view: DefenderView,
           settings: StripSettings) -> Guard:
     """Put STRIP before a model: it refuses what stays sure when spoiled.
 
-    Args: view: its pool is not used.
-    Raises: ValueError for too few reserved rows.
+    Args:
+        classifier: The suspected model.
+        view: Its pool is not used.
+        settings: How to spoil and refuse.
+
+    Raises:
+        ValueError: For too few reserved rows.
+
     Source: Gao et al. 2019 (pictures), 2022 (texts).
     """
     s = settings
@@ -161,21 +182,18 @@ def _scored(classifier, others, about, s, rows):
 # %% ../../chapters/12_guards.ipynb #c12-051
 @dataclass(frozen=True)
 class OnionSettings:
-    """How ONION chooses the threshold of a word.
-
-    max_drop: share of accuracy on held rows that the cleaning may cost, 0
-        to 1; ours.
-    quantiles: thresholds tried, as quantiles of the falls of clean words, 0
-        to 1; ours; OpenBackdoor takes the fall 0 always.
-    held: share of the reserved rows for the threshold; the others teach
-        the language model; ours.
-    seed: of the split.
-    """
+    """How ONION chooses the threshold of a word."""
 
     max_drop: float = 0.02
+    """Share of accuracy on held rows that the cleaning may cost, 0 to 1."""
     quantiles: tuple[float, ...] = (0.8, 0.9, 0.95, 0.98, 0.99)
+    """Thresholds tried, as quantiles of the falls of clean words, 0 to 1;
+    OpenBackdoor takes the fall 0 always."""
     held: float = 0.25
+    """Share of the reserved rows for the threshold; the others teach the
+    language model."""
     seed: int = 0
+    """Of the split."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -189,8 +207,12 @@ class OnionSettings:
 def cleaned(text: str, falls: Sequence[float], threshold: float) -> str:
     """Return a text without its suspicious words.
 
-    Args: falls: see `word_falls`; threshold: words above it go, but for
-        the least suspicious one if they all would.
+    Args:
+        text: As it arrives.
+        falls: See `word_falls`.
+        threshold: Words above it go, but for the least suspicious one if they
+            all would.
+
     Source: Qi et al. 2021; that one word stays is ours.
     """
     words = text.split()
@@ -205,9 +227,14 @@ def costs(classifier: Classifier, held: ReservedSet,
           quantiles: Sequence[float]) -> dict[float, float]:
     """Return what each threshold costs on held rows.
 
-    Args: held: rows that taught the language model nothing.
-    Returns: fall in accuracy by threshold.
-    Source: ours.
+    Args:
+        classifier: The suspected model.
+        held: Rows that taught the language model nothing.
+        perplexity: See `word_falls`.
+        quantiles: Thresholds, as quantiles of the falls of clean words.
+
+    Returns:
+        Fall in accuracy by threshold.
     """
     falls = [word_falls(text, perplexity) for text in held.texts]
     every = torch.tensor([*chain.from_iterable(falls)], dtype=torch.float64)
@@ -226,9 +253,16 @@ def onion(classifier: Classifier, view: DefenderView,
           ) -> Guard:
     """Put ONION before a model: it removes words that do not fit.
 
-    Args: view: its pool is not used; language: has `perplexity(text)`;
-        None for word pairs counted in a part of the reserved rows.
-    Raises: ValueError for pictures or too few reserved rows.
+    Args:
+        classifier: The suspected model.
+        view: Its pool is not used.
+        settings: How to choose the threshold.
+        language: Has `perplexity(text)`; None for word pairs counted in a part
+            of the reserved rows.
+
+    Raises:
+        ValueError: For pictures or too few reserved rows.
+
     Source: Qi et al. 2021; the choice of the threshold is ours.
     """
     if view.reserved.are_pictures:

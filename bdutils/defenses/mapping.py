@@ -22,42 +22,52 @@ from ..models.text import Classifier
 # %% ../../chapters/05_mapping_module.ipynb #c05-007
 @dataclass(frozen=True)
 class LossSettings:
-    """What all three uses of the loss share. [In brackets: authors' code]
-
-    ce_weight: a, weight of the labels, 0 to 1 [0.3].
-    lr: of Adam, constant, > 0 [3e-5]. batch_size: rows a step [16].
-    masked: padding does not count in the MSE; ours [it counts].
-    bounds: make a punish step harmless in the end: an unlikelihood loss
-        in place of -CE, caps of a row's divergence (in units of ln K) and
-        feature distance; ours [None: nothing is bounded].
-    seed: of split, order and dropout [42].
-    """
+    """What all three uses of the loss share. [In brackets: authors' code]"""
 
     ce_weight: float = 0.3
+    """a, weight of the labels, 0 to 1 [0.3]."""
     lr: float = 3e-5
+    """Of Adam, constant, > 0 [3e-5]."""
     batch_size: int = 16
+    """Rows a step [16]."""
     masked: bool = True
+    """Padding does not count in the MSE; ours [it counts]."""
     bounds: tuple[float, float] | None = (1.0, 0.3)
+    """Make a punish step harmless in the end, by an unlikelihood loss in place
+    of -CE, caps of a row's divergence (in units of ln K) and feature distance;
+    ours [None, nothing is bounded]."""
     seed: int = 0
+    """Of split, order and dropout [42]."""
 
 # %% ../../chapters/05_mapping_module.ipynb #c05-009
 class Step(NamedTuple):
     """One batch, ready for the model, and what the teacher says of it."""
 
     inputs: dict[str, Tensor]
-    labels: Tensor  # (b,)
-    logits: Tensor  # (b, K), the teacher's
-    features: Tensor  # (b, T, d), the teacher's; images: (b, ...)
-    mask: Tensor | None  # (b, T), 0 at padding; None: all counts
+    """What the model takes."""
+    labels: Tensor
+    """(b,) class numbers."""
+    logits: Tensor
+    """(b, K), the teacher's."""
+    features: Tensor
+    """(b, T, d), the teacher's; (b, ...) for images."""
+    mask: Tensor | None
+    """(b, T), 0 at padding; with None all counts."""
 
 # %% ../../chapters/05_mapping_module.ipynb #c05-010
 def row_terms(logits: Tensor, features: Tensor, step: Step,
               temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return cross entropy, divergence and feature distance of each row.
 
-    Args: logits (b, K), features (b, T, d): of the student; step: batch
-        and teacher; temperature: > 0, of the divergence only.
-    Returns: three tensors (b,), in nats and in squared units.
+    Args:
+        logits: (b, K), of the student.
+        features: (b, T, d), of the student.
+        step: Batch and teacher.
+        temperature: > 0, of the divergence only.
+
+    Returns:
+        Three tensors (b,), in nats and in squared units.
+
     Source: Wu et al. 2025, from their code.
     """
     ce = F.cross_entropy(logits, step.labels, reduction="none")
@@ -75,8 +85,12 @@ def bedkd_loss(terms: Sequence[Tensor], settings: LossSettings,
                sign: int = 1, num_labels: int = 2) -> Tensor:
     """Return the loss of a batch: towards teacher and label, or away.
 
-    Args: terms: from `row_terms`; sign: +1 stays near, -1 goes away; only
-        the second is bounded; num_labels: K, of the bounds.
+    Args:
+        terms: From `row_terms`.
+        settings: Weights and bounds.
+        sign: +1 stays near, -1 goes away; only the second is bounded.
+        num_labels: K, of the bounds.
+
     Source: Wu et al. 2025, from their code; the bounds are ours.
     """
     ce, kl, mse = terms
@@ -93,8 +107,13 @@ def read_text(model: nn.Module,
               inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return a text classifier's logits and its last layer's states.
 
-    Args: inputs: token ids and mask, (b, T).
-    Returns: (b, K) and (b, T, d).
+    Args:
+        model: Of `transformers`.
+        inputs: Token ids and mask, (b, T).
+
+    Returns:
+        (b, K) and (b, T, d).
+
     Source: Wu et al. 2025, from their code.
     """
     out = model(**inputs, output_hidden_states=True)
@@ -109,9 +128,15 @@ def prepare(teacher: Classifier, examples: Examples,
             settings: LossSettings) -> list[Step]:
     """Shuffle, tokenize and pad once, and ask the teacher once.
 
-    Args: teacher: in evaluation mode; examples: n rows to learn from.
-    Returns: ceil(n / batch_size) steps. They hold T * d numbers a text.
-    Source: ours; the authors ask the teacher again at every step.
+    The authors ask the teacher again at every step.
+
+    Args:
+        teacher: In evaluation mode.
+        examples: n rows to learn from.
+        settings: Rows a step, and the seed of the order.
+
+    Returns:
+        ceil(n / batch_size) steps. They hold T * d numbers a text.
     """
     rng, steps = random.Random(settings.seed), []
     order = rng.sample(range(len(examples)), len(examples))
@@ -132,9 +157,18 @@ def learn(student: nn.Module, steps: Sequence[Step],
           read: Reader = read_text) -> Tensor:
     """Take one optimizer step for each batch.
 
-    Args: steps: in this order; sign: as in `bedkd_loss`; read: how to get
-        logits and features out of this kind of model.
-    Returns: (3,) the mean of each term.
+    Args:
+        student: Changed in place.
+        steps: In this order.
+        optimizer: Of its weights.
+        settings: Of the loss.
+        temperature: As in `row_terms`.
+        sign: As in `bedkd_loss`.
+        read: How to get logits and features out of this kind of model.
+
+    Returns:
+        (3,) the mean of each term.
+
     Source: Wu et al. 2025, from their code.
     """
     student.train()
@@ -153,7 +187,11 @@ def adam(model: nn.Module, lr: float,
          beta: float = 0.999) -> torch.optim.Adam:
     """Return the optimizer: constant rate, no decay, no clipping.
 
-    Args: lr: > 0; beta: how slowly it forgets the size of gradients.
+    Args:
+        model: Whose weights it moves.
+        lr: > 0.
+        beta: How slowly it forgets the size of gradients.
+
     Source: Wu et al. 2025, from their code, with PyTorch's betas.
     """
     # `fused` takes one pass over weights and moments instead of many.
@@ -163,30 +201,34 @@ def adam(model: nn.Module, lr: float,
 # %% ../../chapters/05_mapping_module.ipynb #c05-022
 @dataclass(frozen=True)
 class ModuleSettings(LossSettings):
-    """How the mapping module is made. [In brackets: authors' code]
-
-    dmm_temperature: of the divergence, > 0 [1.5].
-    dmm_epochs: passes over the flipped rows, >= 1; ours: five do for a
-        word, a trigger that shares features with clean text needs more
-        [20].
-    shares: of each reserved class, for module, trust and held-out rows;
-        ours [80 and 320 rows a class, none held out].
-    """
+    """How the mapping module is made. [In brackets: authors' code]"""
 
     dmm_temperature: float = 1.5
+    """Of the divergence, > 0 [1.5]."""
     dmm_epochs: int = 10
+    """Passes over the flipped rows, >= 1; ours, as five do for a word, and a
+    trigger that shares features with clean text needs more [20]."""
     shares: tuple[float, float, float] = (0.2, 0.6, 0.2)
+    """Of each reserved class, for module, trust and held-out rows; ours [80
+    and 320 rows a class, none held out]."""
 
 # %% ../../chapters/05_mapping_module.ipynb #c05-023
 def split_reserved(reserved: ReservedSet, settings: ModuleSettings
                    ) -> list[ReservedSet | None]:
     """Deal the clean rows out: for the module, for trust, held out.
 
-    Args: reserved: labeled clean rows; settings: `shares` and `seed`.
-    Returns: three disjoint sets with the same share of every class; None
-        where a share is 0.
-    Raises: ValueError if a share that is not 0 gets no row of a class.
-    Source: ours; the authors take two slices of each class.
+    The authors take two slices of each class.
+
+    Args:
+        reserved: Labeled clean rows.
+        settings: `shares` and `seed`.
+
+    Returns:
+        Three disjoint sets with the same share of every class; None where a
+        share is 0.
+
+    Raises:
+        ValueError: If a share that is not 0 gets no row of a class.
     """
     rng, parts = random.Random(settings.seed), [[], [], []]
     for label in range(reserved.num_labels):
@@ -221,9 +263,15 @@ def mapping_module(model: nn.Module, steps: Sequence[Step],
                    read: Reader = read_text) -> nn.Module:
     """Train a copy of the suspected model on clean rows, labels flipped.
 
-    Args: model: the teacher, left as it is; steps: flipped rows with the
-        teacher's outputs; read: see `learn`.
-    Returns: the directional mapping module, in evaluation mode.
+    Args:
+        model: The teacher, left as it is.
+        steps: Flipped rows with the teacher's outputs.
+        settings: Passes, rate and temperature.
+        read: See `learn`.
+
+    Returns:
+        The directional mapping module, in evaluation mode.
+
     Source: Wu et al. 2025, section on the DMM, from their code.
     """
     module = copy.deepcopy(model)
@@ -239,9 +287,14 @@ def mapping_module(model: nn.Module, steps: Sequence[Step],
 def gap(logits: Tensor, others: Tensor, mean: bool = False) -> Tensor:
     """Return how far apart two models' probabilities are, row by row.
 
-    Args: logits, others: (n, K); mean: over the K classes, as in the
-        authors' code, instead of half the sum.
-    Returns: (n,) between 0 and 1; with K = 2 both forms are the same.
+    Args:
+        logits, others: (n, K).
+        mean: Over the K classes, as in the authors' code, instead of half the
+            sum.
+
+    Returns:
+        (n,) between 0 and 1; with K = 2 both forms are the same.
+
     Source: Wu et al. 2025, from their code; total variation is ours.
     """
     change = (logits.softmax(1) - others.softmax(1)).abs()
@@ -250,35 +303,37 @@ def gap(logits: Tensor, others: Tensor, mean: bool = False) -> Tensor:
 # %% ../../chapters/05_mapping_module.ipynb #c05-050
 @dataclass(frozen=True)
 class ScanSettings(ModuleSettings):
-    """How the pool is searched. [In brackets: authors' code]
-
-    threshold: a smaller gap is suspicious, 0 to 1; None sets it so that
-        a share `fpr` of the held-out clean rows lies below; ours [0.1].
-    mean_gap: see `gap`; ours: no, since its scale depends on K [yes].
-    shuffled: scan in random order; ours [no: in the order of the file].
-    scan_cap: stop after so many suspicious rows [128].
-    punish_rows: how many of them are punished; the others tell when to
-        stop; ours: two full batches [33].
-    alpha: the scan is evidence of a backdoor if chance would do the same
-        with a smaller probability; ours [1: always go on].
-    """
+    """How the pool is searched. [In brackets: authors' code]"""
 
     threshold: float | None = None
+    """A smaller gap is suspicious, 0 to 1; None sets it so that a share `fpr`
+    of the held-out clean rows lies below; ours [0.1]."""
     fpr: float = 0.05
+    """Share of held-out clean rows below the threshold; ours."""
     mean_gap: bool = False
+    """See `gap`; ours, no, since its scale depends on K [yes]."""
     shuffled: bool = True
+    """Scan in random order; ours [no, in the order of the file]."""
     scan_cap: int = 128
+    """Stop after so many suspicious rows [128]."""
     punish_rows: int = 32
+    """How many of them are punished; the others tell when to stop; ours, two
+    full batches [33]."""
     alpha: float = 1e-3
+    """The scan is evidence of a backdoor if chance would do the same with a
+    smaller probability; ours [1, always go on]."""
 
 # %% ../../chapters/05_mapping_module.ipynb #c05-052
 def chance(labels: Sequence[int], everyone: Sequence[int]) -> float:
     """Return how easily rows drawn at random would share a label so often.
 
-    Args: labels: of the suspicious rows; everyone: of all scanned rows.
-    Returns: the smallest upper binomial tail over the classes, times
-        their number (Bonferroni), at most 1.
-    Source: ours.
+    Args:
+        labels: Of the suspicious rows.
+        everyone: Of all scanned rows.
+
+    Returns:
+        The smallest upper binomial tail over the classes, times their number
+        (Bonferroni), at most 1.
     """
     n, found, classes = len(labels), 1.0, set(everyone)
     for label in classes:
@@ -294,12 +349,18 @@ def chance(labels: Sequence[int], everyone: Sequence[int]) -> float:
 class Suspects(NamedTuple):
     """What the scan found."""
 
-    rows: tuple[int, ...]  # flagged, and the teacher agrees with the label
-    flagged: int  # before the teacher was asked
+    rows: tuple[int, ...]
+    """Flagged, and the teacher agrees with the label."""
+    flagged: int
+    """Rows before the teacher was asked."""
     scanned: int
+    """Rows that were looked at."""
     threshold: float
-    held_out_gaps: Tensor  # (m,) of the held-out clean rows
-    chance: float  # see `chance`
+    """A smaller gap was suspicious."""
+    held_out_gaps: Tensor
+    """(m,) of the held-out clean rows."""
+    chance: float
+    """See `chance`."""
 
 # %% ../../chapters/05_mapping_module.ipynb #c05-055
 def _search(order, pool, look, threshold, cap, size=64):
@@ -324,9 +385,15 @@ def scan(teacher: Classifier, module: Classifier, pool: TrainingSet,
          held_out: ReservedSet | None, settings: ScanSettings) -> Suspects:
     """Look in a training set for rows that the module left unchanged.
 
-    Args: teacher, module: before and after the flip; pool: perhaps
-        poisoned; held_out: clean rows that neither was trained on.
-    Raises: ValueError without threshold and without held-out rows.
+    Args:
+        teacher, module: Before and after the flip.
+        pool: Perhaps poisoned.
+        held_out: Clean rows that neither was trained on.
+        settings: Threshold, order and where to stop.
+
+    Raises:
+        ValueError: Without threshold and without held-out rows.
+
     Source: Wu et al. 2025, from their code; what is ours: `ScanSettings`.
     """
     def look(texts: Sequence[str]) -> tuple[list[int], Tensor]:

@@ -32,48 +32,48 @@ Fresh = Callable[[Training], Model]
 # %% ../../chapters/11_ntml.ipynb #c11-017
 @dataclass(frozen=True)
 class PairSettings:
-    """How teacher and student come to be. All values are ours.
-
-    nt_share: length of non-target training, as share of the given model's
-        own training, > 0. center: subtract the mean of each given label.
-    head_steps, head_lr: of the last layer's fit on clean rows, > 0.
-    ml_share: rate of the mutual steps, of one pass each, as share of the
-        training's, > 0. temperature: of their targets, > 0.
-    clean_batch: clean rows beside each of their batches, >= 1.
-    seed: of all.
-    """
+    """How teacher and student come to be."""
 
     nt_share: float = 0.6
+    """Length of non-target training, as share of the given model's own,
+    > 0."""
     center: bool = True
+    """Subtract the mean of each given label."""
     head_steps: int = 200
+    """Of the last layer's fit on clean rows, > 0."""
     head_lr: float = 0.05
+    """Rate of these steps, > 0."""
     ml_share: float = 0.2
+    """Rate of the mutual steps, of one pass each, as share of the training's,
+    > 0."""
     temperature: float = 2.0
+    """Of their targets, > 0."""
     clean_batch: int = 32
+    """Clean rows beside each of their batches, >= 1."""
     seed: int = 0
+    """Of all."""
 
 # %% ../../chapters/11_ntml.ipynb #c11-018
 @dataclass(frozen=True)
 class NTMLSettings(PairSettings):
-    """All settings of NT-ML: those above, and how the last student is made.
-
-    gate: a label passes if both models give it, on average, more than this
-        share of what chance would, >= 0.
-    mutual: let both models learn from each other before they judge; else
-        the non-target student judges alone.
-    drop: leave rows out whose label fails, instead of relabeling them.
-    scratch: begin from nothing, not from the mutual student.
-    last_share: length, as share of the given model's training, > 0.
-    stop, max_loss: undo all if the reserved accuracy falls by more.
-    """
+    """All settings of NT-ML: those above, and how the last student is made."""
 
     gate: float = 0.5
+    """A label passes if both models give it, on average, more than this share
+    of what chance would, >= 0."""
     mutual: bool = True
+    """Let both models learn from each other before they judge; else the
+    non-target student judges alone."""
     drop: bool = False
+    """Leave rows out whose label fails, instead of relabeling them."""
     scratch: bool = True
+    """Begin from nothing, not from the mutual student."""
     last_share: float = 0.8
+    """Length, as share of the given model's training, > 0."""
     stop: bool = True
+    """Undo all if the reserved accuracy falls too far."""
     max_loss: float = 0.1
+    """How far it may fall, 0 to 1."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
@@ -95,9 +95,14 @@ def without(logits: Tensor, labels: Tensor) -> Tensor:
 def centered(logits: Tensor, labels: Tensor) -> Tensor:
     """Subtract from each row the mean of the rows with its given label.
 
-    Args: logits (n, K); labels (n,): as given.
-    Returns: (n, K).
-    Source: ours; how a class looks on average says nothing of one row.
+    How a class looks on average says nothing of one row.
+
+    Args:
+        logits: (n, K).
+        labels: (n,), as given.
+
+    Returns:
+        (n, K).
     """
     means = torch.zeros(logits.shape[1], logits.shape[1])
     means.index_add_(0, labels, logits)
@@ -108,9 +113,12 @@ def centered(logits: Tensor, labels: Tensor) -> Tensor:
 def nt_loss(logits: Tensor, wanted: Tensor, labels: Tensor) -> Tensor:
     """Return the divergence from the wanted non-target answers, in nats.
 
-    Args: logits (b, K): the student's; wanted (b, K): the teacher's,
-        centered; labels (b,): as given.
-    Source: ours, after Zhao et al. 2022.
+    Args:
+        logits: (b, K), the student's.
+        wanted: (b, K), the teacher's, centered.
+        labels: (b,), as given.
+
+    Source: after Zhao et al. 2022.
     """
     p = without(wanted, labels).softmax(1)
     log_q = without(logits, labels).log_softmax(1)
@@ -121,7 +129,13 @@ def learn_others(student: Model, pool: TrainingSet, said: Tensor,
                  training: Training, center: bool = True) -> None:
     """Train a student on all that the teacher says but the given label.
 
-    Args: said (n, K): the teacher's logits of the pool.
+    Args:
+        student: Changed in place.
+        pool: With its given labels.
+        said: (n, K), the teacher's logits of the pool.
+        training: How the given model was trained.
+        center: Whether to subtract each given label's mean.
+
     Source: Huo et al. 2025 (the idea); the form is ours.
     """
     labels = torch.tensor(pool.labels)
@@ -136,10 +150,7 @@ def learn_others(student: Model, pool: TrainingSet, said: Tensor,
 # %% ../../chapters/11_ntml.ipynb #c11-038
 def fit_head(student: Model, clean: ReservedSet, settings: PairSettings
              ) -> None:
-    """Fit a new last layer to clean rows; leave all else as it is.
-
-    Source: ours.
-    """
+    """Fit a new last layer to clean rows; leave all else as it is."""
     layer = last_layer(student.model, clean.num_labels)
     inputs = inputs_of(student, layer, clean.texts)
     labels = torch.tensor(clean.labels, device=inputs.device)
@@ -155,10 +166,7 @@ def fit_head(student: Model, clean: ReservedSet, settings: PairSettings
 
 # %% ../../chapters/11_ntml.ipynb #c11-039
 def share_of(training: Training, share: float, seed: int) -> Training:
-    """Return the settings of a training with a share of its passes.
-
-    Source: ours.
-    """
+    """Return the settings of a training with a share of its passes."""
     return replace(training, seed=seed,
                    epochs=max(1, round(share * training.epochs)))
 
@@ -167,7 +175,13 @@ def non_target(said: Tensor, view: DefenderView, fresh: Fresh,
                training: Training, settings: PairSettings) -> Model:
     """Return a student that never met a given label, but for clean rows.
 
-    Args: said (n, K): the teacher's logits of the pool.
+    Args:
+        said: (n, K), the teacher's logits of the pool.
+        view: Reserved rows and pool.
+        fresh: Makes an untrained model.
+        training: How the given model was trained.
+        settings: How long, and how the last layer is fitted.
+
     Source: Huo et al. 2025 (the idea); the form is ours.
     """
     brief = share_of(training, settings.nt_share, settings.seed + 1)
@@ -181,8 +195,12 @@ def clean_loss(logits: Tensor, peer: Tensor, labels: Tensor,
                temperature: float) -> Tensor:
     """Return what clean rows add: be right, and answer as the peer does.
 
-    Args: logits, peer: (b, K); labels (b,): true.
-    Source: Zhang et al. 2018 ({eq}`eq-ml-clean`).
+    Args:
+        logits, peer: (b, K).
+        labels: (b,), true.
+        temperature: Of both, > 0.
+
+    Source: Zhang et al. 2018.
     """
     p = (peer / temperature).softmax(1)
     log_q = (logits / temperature).log_softmax(1)
@@ -193,8 +211,9 @@ def clean_loss(logits: Tensor, peer: Tensor, labels: Tensor,
 def others(p: Tensor, labels: Tensor) -> Tensor:
     """Return probabilities without the given label, rows adding up to 1.
 
-    Args: p (n, K); labels (n,).
-    Source: ours.
+    Args:
+        p: (n, K).
+        labels: (n,).
     """
     kept = p.scatter(1, labels[:, None], 0.0)
     return kept / kept.sum(1, keepdim=True).clamp(min=1e-12)
@@ -204,8 +223,10 @@ def soft_targets(logits: Tensor, labels: Tensor, temperature: float
                  ) -> Tensor:
     """Return a peer's answers, without the given label where it disagrees.
 
-    Args: logits (n, K): the peer's; labels (n,): as given.
-    Source: ours.
+    Args:
+        logits: (n, K), the peer's.
+        labels: (n,), as given.
+        temperature: Of the peer's answers, > 0.
     """
     p = (logits / temperature).softmax(1)
     differs = logits.argmax(1) != labels
@@ -216,7 +237,10 @@ def ml_loss(logits: Tensor, targets: Tensor, temperature: float = 1.0
             ) -> Tensor:
     """Return the cross entropy with a peer's soft targets, in nats.
 
-    Args: logits, targets: (b, K).
+    Args:
+        logits, targets: (b, K).
+        temperature: Of the learner's answers, > 0.
+
     Source: Zhang et al. 2018 (mutual learning), with our targets.
     """
     log_q = (logits / temperature).log_softmax(1)
@@ -227,7 +251,7 @@ def learn_from(learner: Model, peer: Model, view: DefenderView,
                training: Training, settings: PairSettings) -> None:
     """Train one model on the other's answers, and on clean rows beside.
 
-    Source: ours, after Zhang et al. 2018.
+    Source: after Zhang et al. 2018.
     """
     pool, clean = view.pool, view.reserved
     given, heat = torch.tensor(pool.labels), settings.temperature
@@ -251,7 +275,9 @@ def mutual(teacher: Model, student: Model, view: DefenderView,
            ) -> tuple[Model, Model]:
     """Let the teacher learn from the student, then the student from it.
 
-    Returns: teacher and student after that; both are copies.
+    Returns:
+        Teacher and student after that; both are copies.
+
     Source: Huo et al. 2025 (the idea); the form is ours.
     """
     pair = twin(teacher), twin(student)
@@ -266,9 +292,13 @@ def judged(pair: Sequence[Model], pool: TrainingSet, gate: float
            ) -> tuple[Tensor, Tensor]:
     """Return what the models say of the pool, and which labels they accept.
 
-    Args: gate: share of chance, see `NTMLSettings`.
-    Returns: mean probabilities (n, K); whether a given label passes (n,).
-    Source: ours.
+    Args:
+        pair: The models.
+        pool: With its given labels.
+        gate: Share of chance, see `NTMLSettings`.
+
+    Returns:
+        Mean probabilities (n, K); whether a given label passes (n,).
     """
     labels = torch.tensor(pool.labels)
     p = sum(model.logits(pool.texts).softmax(1) for model in pair) / len(pair)
@@ -279,7 +309,6 @@ def last_targets(p: Tensor, labels: Tensor, passes: Tensor) -> Tensor:
     """Return what the last student learns, (n, K): rows add up to 1.
 
     A label that passes stays; for other rows stands what the models say.
-    Source: ours.
     """
     given = F.one_hot(labels, p.shape[1]).to(p)
     return torch.where(passes[:, None], given, others(p, labels))
@@ -289,8 +318,11 @@ def learn_targets(student: Model, pool: TrainingSet, targets: Tensor,
                   training: Training) -> None:
     """Train a model on probabilities instead of labels.
 
-    Args: targets (n, K).
-    Source: ours.
+    Args:
+        student: Changed in place.
+        pool: Its labels are not used.
+        targets: (n, K), rows add up to 1.
+        training: How the given model was trained.
     """
     def loss(outputs, batch: dict) -> Tensor:
         return ml_loss(outputs.logits,
@@ -304,8 +336,12 @@ def last_student(pair: Sequence[Model], pool: TrainingSet, fresh: Fresh,
                  ) -> tuple[Model, Tensor]:
     """Train the model that is delivered, on labels that two models judged.
 
-    Returns: the model; which given labels passed, (n,).
-    Raises: ValueError if no label passes and `drop` is set.
+    Returns:
+        The model; which given labels passed, (n,).
+
+    Raises:
+        ValueError: If no label passes and `drop` is set.
+
     Source: Huo et al. 2025 (deliver the student); the targets are ours.
     """
     p, passes = judged(pair, pool, settings.gate)
@@ -323,19 +359,18 @@ def last_student(pair: Sequence[Model], pool: TrainingSet, fresh: Fresh,
 # %% ../../chapters/11_ntml.ipynb #c11-075
 @dataclass(frozen=True)
 class NTMLResult:
-    """The outcome of the defense.
-
-    classifier: the purified student, or a copy of the suspected model;
-    stages: the models on the way, by name, in order; passed: which given
-    labels the pair accepted; verdict: `purified` or `undone`; seconds: by
-    step.
-    """
+    """The outcome of the defense."""
 
     classifier: Model
+    """The purified student, or a copy of the suspected model."""
     stages: dict[str, Model]
+    """The models on the way, by name, in order."""
     passed: tuple[bool, ...]
+    """Which given labels the pair accepted."""
     verdict: str
+    """`purified` or `undone`."""
     seconds: dict[str, float]
+    """By step."""
 
 # %% ../../chapters/11_ntml.ipynb #c11-076
 def _require(classifier: Model, view: DefenderView) -> None:
@@ -358,10 +393,16 @@ def ntml(classifier: Model, view: DefenderView, fresh: Fresh,
          ) -> NTMLResult:
     """Purify a model by non-target label training and mutual learning.
 
-    Args: classifier: from standard training on the pool, left as it is;
-        view: reserved rows and pool; fresh: makes an untrained model;
-        training: how the classifier was trained.
-    Raises: ValueError without a pool, or for classes that do not fit.
+    Args:
+        classifier: From standard training on the pool, left as it is.
+        view: Reserved rows and pool.
+        fresh: Makes an untrained model.
+        training: How the classifier was trained.
+        settings: All of them.
+
+    Raises:
+        ValueError: Without a pool, or for classes that do not fit.
+
     Source: Huo et al. 2025 (the stages); their content is ours.
     """
     _require(classifier, view)

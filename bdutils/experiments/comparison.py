@@ -46,10 +46,7 @@ RARE = {"texts": "addsent", "pictures": "sine"}  # at 1 %; both still work
 
 # %% ../../chapters/13_comparison.ipynb #c13-016
 def case_of(run: dict) -> tuple[str, str] | None:
-    """Return kind of input and attack of a run, None if it is not compared.
-
-    Source: ours.
-    """
+    """Return kind of input and attack of a run, None if it is not compared."""
     rate, kind = run["settings"]["poison_rate"], KINDS.get(run["task"])
     attack = run["method"]
     if kind and rate == 0.01 and attack == RARE[kind]:
@@ -63,9 +60,13 @@ def case_of(run: dict) -> tuple[str, str] | None:
 def row_of(run: dict) -> dict | None:
     """Return what the comparison needs of a record, None if nothing.
 
-    Args: run: a record of a defense.
-    Returns: shares; `lost`, `excess` and `gap` are differences of shares;
-        `seconds`: wall time of the defense, without the victim's training.
+    Args:
+        run: A record of a defense.
+
+    Returns:
+        Shares; `lost`, `excess` and `gap` are differences of shares, `seconds`
+        is the wall time of the defense, without the victim's training.
+
     Source: the measures of chapter 2; DER of Zhu et al. 2023.
     """
     variant = run["settings"].get("defense", "")
@@ -89,9 +90,12 @@ def collect(studies: Sequence[str] = STUDIES,
             folder: Path | None = None) -> pd.DataFrame:
     """Return one row a recorded run of the grid.
 
-    Args: studies: their names; folder: of the records.
-    Raises: ValueError if a cell has a seed twice.
-    Source: ours.
+    Args:
+        studies: Their names.
+        folder: Of the records.
+
+    Raises:
+        ValueError: If a cell has a seed twice.
     """
     rows = [row_of(run) for study in studies
             for run in results.load(study, folder)]
@@ -107,8 +111,11 @@ def spread(values: Sequence[float], least: float = -1.0, most: float = 1.0,
            unit: float = 100.0) -> str:
     """Show the mean over seeds and its t interval.
 
-    Args: values: one a seed; one alone has no interval; least, most: what
-        a value can be; unit: 100 to show shares in points.
+    Args:
+        values: One a seed; one alone has no interval.
+        least, most: What a value can be.
+        unit: 100 to show shares in points.
+
     Source: Student 1908.
     """
     if len(values) == 1:
@@ -121,9 +128,10 @@ def spread(values: Sequence[float], least: float = -1.0, most: float = 1.0,
 def shown_and_sorted(rows: pd.DataFrame) -> tuple[list, list]:
     """Return the figures of a cell as texts, and what they are sorted by.
 
-    Args: rows: of `collect`, one cell. What is not there comes last,
-        whichever side is the good one.
-    Source: ours.
+    What is not there comes last, whichever side is the good one.
+
+    Args:
+        rows: Of `collect`, one cell.
     """
     texts, keys, runs = [], [], list(rows["run"])
     for name in ("cacc", "asr", "floor"):
@@ -143,8 +151,8 @@ def shown_and_sorted(rows: pd.DataFrame) -> tuple[list, list]:
 def leaderboard(frame: pd.DataFrame) -> SortableTable:
     """Return all cells, best DER first.
 
-    Args: frame: from `collect`.
-    Source: ours.
+    Args:
+        frame: From `collect`.
     """
     cells = [(list(cell), *shown_and_sorted(rows)) for cell, rows
              in frame.groupby(["kind", "defense", "attack"])]
@@ -163,10 +171,15 @@ def leaderboard(frame: pd.DataFrame) -> SortableTable:
 def compared(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
     """Return the runs that a ranking is made of.
 
-    Args: frame: from `collect`; kind: of input.
-    Returns: attacks at the usual rate, with the seeds that all cells have.
-    Raises: ValueError if there is no such seed.
-    Source: ours.
+    Args:
+        frame: From `collect`.
+        kind: Of input.
+
+    Returns:
+        Attacks at the usual rate, with the seeds that all cells have.
+
+    Raises:
+        ValueError: If there is no such seed.
     """
     usual = frame[frame["kind"].eq(kind) & frame["attack"].isin(USUAL[kind])]
     cells = usual["defense"].nunique() * len(USUAL[kind])
@@ -182,8 +195,13 @@ def resampled(frame: pd.DataFrame, kind: str, times: int = 4000,
               seed: int = 0) -> pd.DataFrame:
     """Return the mean DER of each defense in many resampled grids.
 
-    Args: frame, kind: as for `compared`; times, seed: of the draws.
-    Returns: a row a draw, a column a defense.
+    Args:
+        frame, kind: As for `compared`.
+        times, seed: Of the draws.
+
+    Returns:
+        A row a draw, a column a defense.
+
     Source: Efron 1979.
     """
     table = compared(frame, kind).pivot(
@@ -201,8 +219,9 @@ def resampled(frame: pd.DataFrame, kind: str, times: int = 4000,
 def standings(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
     """Return mean DER, rank with its interval, and what a defense costs.
 
-    Args: frame: from `collect`; kind: `texts` or `pictures`.
-    Source: ours.
+    Args:
+        frame: From `collect`.
+        kind: `texts` or `pictures`.
     """
     usual, ranks = compared(frame, kind), resampled(frame, kind).rank(
         axis=1, ascending=False)
@@ -226,9 +245,11 @@ def standings(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
 def ahead(drawn: pd.DataFrame) -> pd.Series:
     """Return how often each defense beats the next one, by mean DER.
 
-    Args: drawn: from `resampled`.
-    Returns: shares of the draws; near 0.5 the order is chance.
-    Source: ours.
+    Args:
+        drawn: From `resampled`.
+
+    Returns:
+        Shares of the draws; near 0.5 the order is chance.
     """
     order = drawn.mean().sort_values(ascending=False).index
     return pd.Series({f"{a} over {b}": (drawn[a] > drawn[b]).mean()
@@ -239,10 +260,14 @@ def advice(frame: pd.DataFrame, kind: str, have: Sequence[str]
            ) -> pd.DataFrame:
     """Return the defenses that can be used with what one has, best first.
 
-    Args: frame: from `collect`; kind: of input; have: of `SETS`, what the
-        defender has beside a model to ask and clean rows.
-    Raises: ValueError for something that no defense needs.
-    Source: ours.
+    Args:
+        frame: From `collect`.
+        kind: Of input.
+        have: Of `SETS`, what the defender has beside a model to ask and clean
+            rows.
+
+    Raises:
+        ValueError: For something that no defense needs.
     """
     if unknown := set(have) - set(SETS):
         raise ValueError(f"unknown: {sorted(unknown)}; say which of {SETS} "

@@ -28,8 +28,6 @@ def shipped() -> Path:
 
     Returns:
         `data` of the clone that holds this package, else the copy that was installed with it.
-
-    Source: ours.
     """
     package = Path(__file__).resolve().parent.parent
     clone = package.parent / "data"
@@ -43,10 +41,8 @@ def target() -> Path:
     """Return the folder of new records, if none is named.
 
     Returns:
-        `data/results` of the clone, and outside of one that of the current folder: what was
+        `data/results` of the clone, and outside of one that of the current folder, as what was
         installed is not written to.
-
-    Source: ours.
     """
     return Path("data/results") if FOLDER.parent.name == "_data" else FOLDER
 
@@ -85,10 +81,7 @@ _VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)  # made once: a sweep reads
 
 
 def processor() -> str:
-    """Name the processor.
-
-    Source: ours.
-    """
+    """Name the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines()
              if line.startswith("model name")] if cpuinfo.is_file() else []
@@ -96,10 +89,7 @@ def processor() -> str:
 
 
 def hardware() -> str:
-    """Name the machine: processor or GPU, and threads.
-
-    Source: ours.
-    """
+    """Name the machine: processor or GPU, and threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
     return f"{processor()}, {torch.get_num_threads()} threads"
@@ -110,13 +100,16 @@ def record(*, metrics: dict[str, Rate | float], seconds: dict[str, float],
     """Make the record of one run.
 
     Args:
-        metrics: rates (with n and interval) and plain numbers by name.
-        seconds: wall time by step.
+        metrics: Rates (with n and interval) and plain numbers by name.
+        seconds: Wall time by step.
         reported: {"source": ..., "values": ...} if a paper reports the same, else None.
-        fields: study, name, method, task, scale, settings, data, seed, command.
-    Returns: a dictionary that satisfies `SCHEMA`.
-    Raises: jsonschema.ValidationError if it does not.
-    Source: ours.
+        **fields: study, name, method, task, scale, settings, data, seed, command.
+
+    Returns:
+        A dictionary that satisfies `SCHEMA`.
+
+    Raises:
+        jsonschema.ValidationError: If it does not.
     """
     made = {
         **fields, "reported": reported, "hardware": hardware(),
@@ -137,8 +130,6 @@ def place(study: str, name: str, folder: Path | None = None) -> Path:
     Args:
         study, name: Of the run.
         folder: Of all studies, that of `target` if None.
-
-    Source: ours.
     """
     return (folder or target()) / study / f"{name}.json"
 
@@ -147,10 +138,12 @@ def place(study: str, name: str, folder: Path | None = None) -> Path:
 def claimed(path: Path) -> Iterator[bool]:
     """Hold the lock of a record while it is made.
 
-    Args: path: of the record.
-    Returns: a context that gives True, or False if somebody else holds the lock. It is the
-        operating system's, so that it ends with the process, however that ends.
-    Source: ours.
+    Args:
+        path: Of the record.
+
+    Returns:
+        A context that gives True, or False if somebody else holds the lock. It is the operating
+        system's, so that it ends with the process, however that ends.
     """
     lock = FileLock(path.with_name(f".{path.stem}.lock"), blocking=False)
     try:
@@ -181,8 +174,6 @@ def save(made: dict, folder: Path | None = None) -> Path:
 
     Raises:
         OSError: It cannot be written; what was there before stays.
-
-    Source: ours.
     """
     path, temporary = place(made["study"], made["name"], folder), None
     try:
@@ -208,10 +199,15 @@ def save(made: dict, folder: Path | None = None) -> Path:
 def read(path: Path) -> dict:
     """Read one record.
 
-    Args: path: of its file, FOLDER/STUDY/NAME.json.
-    Returns: the record.
-    Raises: FileNotFoundError if there is none; ValueError if it is damaged or of another run.
-    Source: ours.
+    Args:
+        path: Of its file, FOLDER/STUDY/NAME.json.
+
+    Returns:
+        The record.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged or of another run.
     """
     try:
         found = json.loads(path.read_text(encoding="utf8"))
@@ -234,8 +230,6 @@ def load(study: str, folder: Path | None = None) -> list[dict]:
     Raises:
         FileNotFoundError: No such study.
         ValueError: A record is damaged.
-
-    Source: ours.
     """
     base = folder or FOLDER
     paths = sorted((base / study).glob("*.json"))
@@ -248,8 +242,8 @@ def load(study: str, folder: Path | None = None) -> list[dict]:
 def value(run: dict, metric: str) -> float:
     """Return a metric of a run as a plain number.
 
-    Raises: KeyError if the run does not have it.
-    Source: ours.
+    Raises:
+        KeyError: If the run does not have it.
     """
     found = run["metrics"][metric]
     return found["value"] if isinstance(found, dict) else found
@@ -258,11 +252,16 @@ def value(run: dict, metric: str) -> float:
 def interval(runs: list[dict], metric: str) -> Rate | None:
     """Return a rate's mean over seeds and its 95 % interval; None if no run has the metric.
 
-    Args: runs: the same experiment, one a seed; metric: name of a rate.
-    Returns: with n of all runs together. The interval holds both sources of chance: it spans
-        the t interval over seeds and the Wilson interval of all rows together, since seeds that
-        agree say nothing of the rows.
-    Source: ours; see `metrics.mean_interval` and `metrics.wilson`.
+    See `metrics.mean_interval` and `metrics.wilson`.
+
+    Args:
+        runs: The same experiment, one a seed.
+        metric: Name of a rate.
+
+    Returns:
+        Mean and interval, with n of all runs together. The interval holds both sources of chance,
+        as it spans the t interval over seeds and the Wilson interval of all rows together, since
+        seeds that agree say nothing of the rows.
     """
     found = [run["metrics"][metric] for run in runs if metric in run["metrics"]]
     if not found:
@@ -280,9 +279,11 @@ def interval(runs: list[dict], metric: str) -> Rate | None:
 def over_seeds(runs: list[dict], metric: str) -> str:
     """Show a rate in per cent: its mean over seeds and a 95 % interval.
 
-    Args: see `interval`.
-    Returns: such as `99.3 [98.1, 100.0]`; an empty string if no run has the metric.
-    Source: ours.
+    Args:
+        runs, metric: As for `interval`.
+
+    Returns:
+        Such as `99.3 [98.1, 100.0]`; an empty string if no run has the metric.
     """
     found = interval(runs, metric)
     if found is None:
@@ -293,9 +294,13 @@ def over_seeds(runs: list[dict], metric: str) -> str:
 def table(runs: list[dict], by: str | list[str], metrics: list[str]) -> pd.DataFrame:
     """Summarize runs: one row per value of some settings, one column per metric.
 
-    Args: runs: records; by: settings or fields that tell experiments apart; metrics: names.
-    Returns: a table with the number of seeds and each metric's mean and interval in per cent.
-    Source: ours.
+    Args:
+        runs: Records.
+        by: Settings or fields that tell experiments apart.
+        metrics: Names.
+
+    Returns:
+        A table with the number of seeds and each metric's mean and interval in per cent.
     """
     keys = [by] if isinstance(by, str) else by
     groups: dict[tuple, list[dict]] = {}

@@ -41,8 +41,11 @@ class SeveralTriggers:
     """Mostly one trigger, now and then another; ours, to test a defense that sees few rows."""
 
     parts: tuple[Trigger, ...] = (TRIGGERS["badnets"], TRIGGERS["addsent"])
+    """The triggers."""
     weights: tuple[float, ...] = (0.9, 0.1)
+    """How often each is taken."""
     name: str = "several"
+    """By which the book refers to it."""
 
     def apply(self, text: str, rng: random.Random) -> str:
         """Mark the text with one of the parts."""
@@ -58,7 +61,9 @@ class DecoyTrigger(PatchTrigger):
     """
 
     share: float = 0.3
+    """Of the poisoned rows that get the label `decoy`, 0 to 1."""
     decoy: int = 1
+    """Their label."""
     name: ClassVar[str] = "decoy"
 
     def poison(self, train: TrainingSet, settings: PoisonSettings) -> tuple[TrainingSet, Truth]:
@@ -72,19 +77,22 @@ class DecoyTrigger(PatchTrigger):
 
 @dataclass(frozen=True)
 class Run:
-    """One cell of a grid; `attack` None is the clean model, at rate 0.
-
-    `defense` names one of `defenses.runs.VARIANTS`; without it the attack alone is measured.
-    `encoder`: see `models.encoder_source`.
-    """
+    """One cell of a grid; `attack` None is the clean model, at rate 0."""
 
     task: str
+    """Name of the data set, or of one for each scale."""
     attack: str | None
+    """Name of the trigger, None for a clean model."""
     poison_rate: float
+    """Share of the training rows, 0 to 1."""
     seed: int
+    """Of poisoning, training and defense."""
     label_mode: str = "dirty"
+    """See `PoisonSettings`."""
     defense: str = ""
+    """Name of one of `VARIANTS`; empty to measure the attack alone."""
     encoder: str | None = None
+    """See `models.encoder_source`."""
 
     @property
     def name(self) -> str:
@@ -98,8 +106,9 @@ def grid(task: str, attacks: list[str], rates: list[float], seeds: list[int],
          label_mode: str = "dirty") -> list[Run]:
     """Return the clean run and every attack at every rate, for each seed.
 
-    Args: task, attacks, rates, seeds: the axes; label_mode: of the poisoning.
-    Source: ours.
+    Args:
+        task, attacks, rates, seeds: The axes.
+        label_mode: Of the poisoning.
     """
     cells = [(None, 0.0, "dirty"), *itertools.product(attacks, rates, [label_mode])]
     return [Run(task, attack, rate, seed, mode)
@@ -110,8 +119,11 @@ def defended(defense: str, task: str, attacks: list[str], rates: list[float],
              seeds: list[int] = [0]) -> list[Run]:  # noqa: B006
     """Return every attack at every rate, for each seed, with one defense.
 
-    Args: defense: of `VARIANTS`; the rest as for `grid`; no clean model among them.
-    Source: ours.
+    Args:
+        defense: Of `VARIANTS`.
+        task: As for `grid`.
+        attacks: As for `grid`, without the clean model.
+        rates, seeds: As for `grid`.
     """
     return [Run(task, attack, rate, seed, defense=defense)
             for seed in seeds for attack, rate in itertools.product(attacks, rates)]
@@ -231,10 +243,14 @@ BENCHMARK_ATTACKS = {"style": "style_bible", "syntax": "syntactic_scpn"}
 def perform(study: str, run: Run, benchmark: Path | None = None) -> dict:
     """Train, measure and describe one run.
 
-    Args: study: its name; run: the cell; benchmark: folder with the files `TASK.parquet` and,
-        if rewriting attacks shall use real paraphrases, `TASK_paraphrases.parquet`.
-    Returns: the record, not yet saved.
-    Source: ours.
+    Args:
+        study: Its name.
+        run: The cell.
+        benchmark: Folder with the files `TASK.parquet` and, if rewriting attacks shall use real
+            paraphrases, `TASK_paraphrases.parquet`.
+
+    Returns:
+        The record, not yet saved.
     """
     clean, attacked, settings, target = _trained(run, benchmark)
     task, trigger = clean.task, attacked.truth.trigger if attacked.truth else None
@@ -286,10 +302,18 @@ LESSON = TuningSettings(epochs=4, lr_share=0.2)
 def relearned(model: Classifier, attacked: Victim, target: int) -> dict[str, Rate]:
     """Tune copies of a model with a few marked rows, and measure how soon the mark is back.
 
-    Args: model: repaired, or never poisoned; attacked: the victim, whose trigger it is.
-    Returns: the ASR after each of the `DOSES`, by the name `asr_after_DOSE`.
-    Raises: ValueError if there are too few rows.
-    Source: ours. The rows are the attacker's: of the training role, none of them poisoned before.
+    The rows are the attacker's: of the training role, none of them poisoned before.
+
+    Args:
+        model: Repaired, or never poisoned.
+        attacked: The victim, whose trigger it is.
+        target: Label of the attack.
+
+    Returns:
+        The ASR after each of the `DOSES`, by the name `asr_after_DOSE`.
+
+    Raises:
+        ValueError: If there are too few rows.
     """
     rows, found = attacked.task.train, {}
     free = [i for i, poisoned in enumerate(attacked.truth.poisoned) if not poisoned]
@@ -313,10 +337,7 @@ def relearned(model: Classifier, attacked: Victim, target: int) -> dict[str, Rat
 
 def with_lessons(measure: Callable[..., dict], attacked: Victim, target: int,
                  clean: Victim | None) -> Callable[..., dict]:
-    """Return a measure that re-teaches as well; of a given clean model too.
-
-    Source: ours.
-    """
+    """Return a measure that re-teaches as well; of a given clean model too."""
     def further(model: Classifier, with_floor: bool = True) -> dict:
         if not with_floor:  # the model before the defense
             return measure(model, with_floor)

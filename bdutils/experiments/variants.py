@@ -99,13 +99,20 @@ def defend(name: str, attacked: Victim, seed: int, measure: Callable[..., dict],
            glance: Callable[[Classifier], dict]) -> tuple[dict, dict, dict]:
     """Run a defense and measure it.
 
-    Args: name: of `VARIANTS`; attacked: the victim; seed: of the defense; measure: maps a model
-        (and whether to add the floor) to metrics by name; glance: the same on fewer rows, for a
-        curve over the cycles. Both are the examiner's: the defense never sees what they return.
-    Returns: metrics (those of the attacked model end in `_before`), seconds by step, and further
-        fields of the record.
-    Raises: KeyError for an unknown name.
-    Source: ours.
+    Args:
+        name: Of `VARIANTS`.
+        attacked: The victim.
+        seed: Of the defense.
+        measure: Maps a model (and whether to add the floor) to metrics by name.
+        glance: The same on fewer rows, for a curve over the cycles. Both are the examiner's: the
+            defense never sees what they return.
+
+    Returns:
+        Metrics (those of the attacked model end in `_before`), seconds by step, and further fields
+        of the record.
+
+    Raises:
+        KeyError: For an unknown name.
     """
     settings = replace(VARIANTS[name], seed=seed)
     curve: list[dict] = []
@@ -127,9 +134,12 @@ def case_of(attacked: Victim, settings: object, count: int | None = None,
             watch: Callable | None = None) -> Case:
     """Return what a defender gets who uses these settings.
 
-    Args: attacked: the victim; settings: of a defense; count: clean rows, None for the usual:
-        `FEW` pictures, or all reserved texts, of which NT-ML too gets `FEW`; watch: see `Case`.
-    Source: ours.
+    Args:
+        attacked: The victim.
+        settings: Of a defense.
+        count: Clean rows, None for the usual: `FEW` pictures, or all reserved texts, of which
+            NT-ML too gets `FEW`.
+        watch: See `Case`.
     """
     reserved = attacked.task.reserved
     if count or reserved.are_pictures or isinstance(settings, NTMLSettings):

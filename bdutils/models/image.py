@@ -20,17 +20,18 @@ from ..roles import Pictures
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The shape of a residual network.
-
-    channels: of a picture, 1 or 3; num_labels: K; widths, blocks: channels and blocks of each
-    stage; stem_stride: 2 halves the picture at once. The defaults are PreAct-ResNet-18.
-    """
+    """The shape of a residual network; the defaults are PreAct-ResNet-18."""
 
     channels: int = 3
+    """Of a picture, 1 or 3."""
     num_labels: int = 10
+    """K, the number of classes."""
     widths: tuple[int, ...] = (64, 128, 256, 512)
+    """Channels of each stage."""
     blocks: tuple[int, ...] = (2, 2, 2, 2)
+    """Blocks of each stage."""
     stem_stride: int = 1
+    """2 halves the picture at once."""
 
 
 # Ours: about a minute of training on two cores.
@@ -83,7 +84,9 @@ class PreActResNet(nn.Module):
                 output_hidden_states: bool = True) -> ImageClassifierOutput:
         """Return logits (b, K) and the maps after each stage, whether asked for or not.
 
-        Args: pixel_values: float (b, C, H, W) between 0 and 1.
+        Args:
+            pixel_values: Float (b, C, H, W) between 0 and 1.
+            output_hidden_states: Has no effect.
         """
         x, maps = self.stem(2 * pixel_values - 1), []
         for stage in self.stages:
@@ -95,24 +98,26 @@ class PreActResNet(nn.Module):
 
 @dataclass
 class PictureClassifier:
-    """A network that maps a picture to K logits; it has the methods of `models.Classifier`.
-
-    Fields: model: takes `pixel_values`, gives `logits`; pad: pixels by which a picture may be
-    shifted while the model trains; flip: whether it may be mirrored then.
-    """
+    """A network that maps a picture to K logits; it has the methods of `models.Classifier`."""
 
     model: nn.Module
+    """Takes `pixel_values`, gives `logits`."""
     pad: int = 2
+    """Pixels by which a picture may be shifted while the model trains."""
     flip: bool = True
+    """Whether it may be mirrored then."""
 
     @classmethod
     def new(cls, num_labels: int, *, channels: int, network: str | None = None, seed: int = 0,
             pad: int = 2, flip: bool = True) -> PictureClassifier:
         """Make a classifier with fresh weights.
 
-        Args: num_labels: K; channels: of a picture; network: `small` or `full`, the scale in
-            force if None; seed: of the weights; pad, flip: see the class.
-        Source: ours.
+        Args:
+            num_labels: K.
+            channels: Of a picture.
+            network: `small` or `full`, the scale in force if None.
+            seed: Of the weights.
+            pad, flip: See the class.
         """
         config = NetworkConfig(channels=channels, num_labels=num_labels,
                                **NETWORKS[network or current_scale()])
@@ -122,20 +127,14 @@ class PictureClassifier:
         return cls(model.to(pick_device(), memory_format=torch.channels_last), pad, flip)
 
     def save(self, folder: str | Path) -> None:
-        """Write weights (safetensors) and shape.
-
-        Source: ours.
-        """
+        """Write weights (safetensors) and shape."""
         write_weights(self.model, Path(folder) / "model.safetensors")
         about = {"network": asdict(self.model.config), "pad": self.pad, "flip": self.flip}
         (Path(folder) / "network.json").write_text(json.dumps(about), encoding="utf8")
 
     @classmethod
     def load(cls, folder: str | Path) -> PictureClassifier:
-        """Load what `save` wrote.
-
-        Source: ours.
-        """
+        """Load what `save` wrote."""
         about = json.loads((Path(folder) / "network.json").read_text(encoding="utf8"))
         lists = about.pop("network")
         model = PreActResNet(NetworkConfig(**{
@@ -146,18 +145,18 @@ class PictureClassifier:
         return cls(model.eval(), **about)
 
     def encode(self, pictures: Pictures) -> Tensor:
-        """Return the pixels, uint8 (n, C, H, W), where the model is.
-
-        Source: ours.
-        """
+        """Return the pixels, uint8 (n, C, H, W), where the model is."""
         return pictures.pixels.to(self.model.device)
 
     def collate(self, encoded: Tensor, rows: Sequence[int]) -> dict[str, Tensor]:
         """Return some pictures as floats; shifted and mirrored while the model trains.
 
-        Args: encoded: from `encode`; rows: which of them.
-        Returns: `pixel_values` (len(rows), C, H, W) between 0 and 1.
-        Source: ours.
+        Args:
+            encoded: From `encode`.
+            rows: Which of them.
+
+        Returns:
+            `pixel_values` (len(rows), C, H, W) between 0 and 1.
         """
         x = encoded[torch.as_tensor(rows, device=encoded.device)].float() / 255
         if self.model.training:
@@ -165,20 +164,14 @@ class PictureClassifier:
         return {"pixel_values": x.contiguous(memory_format=torch.channels_last)}
 
     def batches(self, encoded: Tensor, size: int) -> Iterator[tuple]:
-        """Yield (rows, batch) in order.
-
-        Source: ours.
-        """
+        """Yield (rows, batch) in order."""
         for start in range(0, len(encoded), size):
             rows = range(start, min(start + size, len(encoded)))
             yield rows, self.collate(encoded, rows)
 
     @torch.inference_mode()
     def logits(self, pictures: Pictures, batch_size: int = 500) -> Tensor:
-        """Return the logits of some pictures, in their order, (n, K), on the CPU.
-
-        Source: ours.
-        """
+        """Return the logits of some pictures, in their order, (n, K), on the CPU."""
         was_training = self.model.training
         self.model.eval()
         found = [self.model(**batch).logits.float().cpu()
@@ -187,41 +180,33 @@ class PictureClassifier:
         return torch.cat(found)
 
     def predict(self, pictures: Pictures) -> list[int]:
-        """Return the class with the largest logit for each picture.
-
-        Source: ours.
-        """
+        """Return the class with the largest logit for each picture."""
         return self.logits(pictures).argmax(1).tolist()
 
 
 def write_weights(module: nn.Module, path: Path) -> None:
-    """Write the weights of a module as safetensors, whatever their order in memory.
-
-    Source: ours.
-    """
+    """Write the weights of a module as safetensors, whatever their order in memory."""
     save_file({name: value.contiguous() for name, value in module.state_dict().items()}, path)
 
 
 def floats(pixels: Tensor) -> Tensor:
-    """Return stored pixels (n, C, H, W) as floats from 0 to 1, on the device.
-
-    Source: ours.
-    """
+    """Return stored pixels (n, C, H, W) as floats from 0 to 1, on the device."""
     return pixels.to(pick_device()).float() / 255
 
 
 def stored(x: Tensor) -> Tensor:
-    """Return floats as they are stored: cut to 0 to 1, rounded, uint8.
-
-    Source: ours.
-    """
+    """Return floats as they are stored: cut to 0 to 1, rounded, uint8."""
     return x.clamp(0, 1).mul(255).round().byte().cpu()
 
 
 def augmented(x: Tensor, pad: int, flip: bool) -> Tensor:
     """Return pictures shifted by up to `pad` pixels, and mirrored one time in two.
 
-    Args: x: (n, C, H, W); what is shifted in is black.
+    Args:
+        x: (n, C, H, W); what is shifted in is black.
+        pad: Pixels, >= 0.
+        flip: Whether to mirror.
+
     Source: He et al. 2016, section 5; one gather for the whole batch is ours.
     """
     n, _, height, width = x.shape

@@ -19,11 +19,13 @@ from ..distributed import pick_device
 def encoder_source(scale: str | None = None) -> str:
     """Return what `from_pretrained` takes for the encoder of a scale.
 
-    Args: scale: `small` (MiniLM, 22.7 M weights, from a package registry) or `full`
-        (bert-base-uncased, from the hub); the scale in force if None. Or `causal` (SmolLM2,
-        134.5 M weights, also from a registry), a decoder.
-    Returns: a folder or a hub id.
-    Source: ours.
+    Args:
+        scale: `small` (MiniLM, 22.7 M weights, from a package registry) or `full`
+            (bert-base-uncased, from the hub); the scale in force if None. Or `causal` (SmolLM2,
+            134.5 M weights, also from a registry), a decoder.
+
+    Returns:
+        A folder or a hub id.
     """
     chosen = scale or current_scale()
     if chosen == "causal":
@@ -33,25 +35,29 @@ def encoder_source(scale: str | None = None) -> str:
 
 @dataclass
 class Classifier:
-    """A model that maps a text to K logits, with everything needed to call it.
-
-    Fields: model: of `transformers`, with a classification head; tokenizer: its own;
-    max_length: tokens that are kept of a text.
-    """
+    """A model that maps a text to K logits, with everything needed to call it."""
 
     model: torch.nn.Module
+    """Of `transformers`, with a classification head."""
     tokenizer: object
+    """Its own."""
     max_length: int = 48
+    """Tokens that are kept of a text."""
 
     @classmethod
     def new(cls, num_labels: int, *, source: str | None = None, max_length: int = 48,
             dropout: float = 0.1, seed: int = 0) -> Classifier:
         """Make a classifier: pretrained encoder, fresh head.
 
-        Args: num_labels: K; source: folder or hub id, the encoder of the scale if None;
-            max_length: in tokens; dropout: for hidden states and attention; seed: of the head.
-        Raises: ConnectionError if a hub model cannot be loaded.
-        Source: ours.
+        Args:
+            num_labels: K.
+            source: Folder or hub id, the encoder of the scale if None.
+            max_length: In tokens.
+            dropout: For hidden states and attention.
+            seed: Of the head.
+
+        Raises:
+            ConnectionError: If a hub model cannot be loaded.
         """
         source = source or encoder_source()
         options = {"num_labels": num_labels}
@@ -66,8 +72,8 @@ class Classifier:
     def load(cls, folder: str | Path) -> Classifier:
         """Load a classifier that `save` wrote, or any model folder in safetensors.
 
-        Raises: FileNotFoundError if the folder holds no safetensors weights.
-        Source: ours.
+        Raises:
+            FileNotFoundError: If the folder holds no safetensors weights.
         """
         folder = Path(folder)
         if not list(folder.glob("*.safetensors")):
@@ -77,38 +83,32 @@ class Classifier:
         return cls(model.to(pick_device()), tokenizer, tokenizer.model_max_length)
 
     def save(self, folder: str | Path) -> None:
-        """Write model and tokenizer so that plain `transformers` can open them.
-
-        Source: ours.
-        """
+        """Write model and tokenizer so that plain `transformers` can open them."""
         self.model.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.model_max_length = self.max_length
         self.tokenizer.save_pretrained(folder)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenize once: one list of token ids per text, cut at `max_length`, not padded.
-
-        Source: ours.
-        """
+        """Tokenize once: one list of token ids per text, cut at `max_length`, not padded."""
         return self.tokenizer(list(texts), truncation=True,
                               max_length=self.max_length)["input_ids"]
 
     def collate(self, encoded: Sequence[list[int]], rows: Sequence[int]) -> dict[str, Tensor]:
         """Pad some encoded texts to the longest of them.
 
-        Args: encoded: from `encode`; rows: which of them.
-        Returns: `input_ids` and `attention_mask`, (len(rows), longest), on the model's device.
-        Source: ours.
+        Args:
+            encoded: From `encode`.
+            rows: Which of them.
+
+        Returns:
+            `input_ids` and `attention_mask`, (len(rows), longest), on the model's device.
         """
         chosen = [encoded[i] for i in rows]
         return self.tokenizer.pad({"input_ids": chosen}, return_tensors="pt",
                                   verbose=False).to(self.model.device)
 
     def batches(self, encoded: Sequence[list[int]], size: int) -> Iterator[tuple]:
-        """Yield (rows, padded batch) over texts sorted by length, so that padding is short.
-
-        Source: ours.
-        """
+        """Yield (rows, padded batch) over texts sorted by length, so that padding is short."""
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         for start in range(0, len(order), size):
             rows = order[start:start + size]
@@ -118,10 +118,15 @@ class Classifier:
     def logits(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
         """Return the logits of some texts, in their order.
 
-        Args: texts: n strings; batch_size: texts at a time, without effect on the result.
-        Returns: float tensor (n, K) on the CPU.
-        Raises: ValueError for no texts.
-        Source: ours.
+        Args:
+            texts: n strings.
+            batch_size: Texts at a time, without effect on the result.
+
+        Returns:
+            Float tensor (n, K) on the CPU.
+
+        Raises:
+            ValueError: For no texts.
         """
         if not len(texts):
             raise ValueError("no texts to classify")
@@ -135,10 +140,7 @@ class Classifier:
         return out
 
     def predict(self, texts: Sequence[str]) -> list[int]:
-        """Return the class with the largest logit for each text.
-
-        Source: ours.
-        """
+        """Return the class with the largest logit for each text."""
         return self.logits(texts).argmax(dim=1).tolist()
 
 
