@@ -104,15 +104,20 @@ def place(study: str, name: str, folder: Path | None = None) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(path: Path) -> Iterator[bool]:
+def locked(path: Path, wait: bool = False) -> Iterator[bool]:
     """Hold the lock of a record while it is made.
 
-    Args: path: of the record.
-    Returns: a context that gives True, or False if somebody else holds the lock. It is the
-        operating system's, so that it ends with the process, however that ends.
+    Args:
+        path: of the record.
+        wait: until whoever holds the lock lets go of it.
+
+    Returns:
+        A context that gives True, or False if somebody else holds the lock. It is the operating
+        system's, so that it ends with the process, however that ends.
+
     Source: ours.
     """
-    lock = FileLock(path.with_name(f".{path.stem}.lock"), blocking=False)
+    lock = FileLock(path.with_name(f".{path.stem}.lock"), blocking=wait)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()

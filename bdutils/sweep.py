@@ -8,34 +8,38 @@
     python -m bdutils.sweep sst2 --benchmark FOLDER     files instead of the hub
 
 Each run writes one JSON to data/results, whole or not at all; a run that is there is skipped.
-Processes and clusters are joblib's and Dask's. What is ours: no run is kept twice, none is lost
-with the worker, the scheduler or the sweep that it ran in, and a damaged record is redone.
+A run whose worker dies is tried again alone. If its worker dies then too, the run has failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
+import signal
 import sys
 import threading
-import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, wait
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from joblib import Parallel, delayed, parallel_config
-from tqdm.auto import tqdm
+from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
 
 from . import results, scale, use_scale
 
-if TYPE_CHECKING:  # `studies` imports every attack and defense, which only real runs need
-    from .studies import Run
+if TYPE_CHECKING:
+    from distributed import Client
 
-ATTEMPTS = 5  # passes in a row in which nothing got finished, before a sweep gives up
-PAUSE = 1.0  # seconds before the second of them; then twice as long each time
+    from .studies import Run  # imports every attack and defense, which only real runs need
+
+TIMEOUT = 10  # seconds for a Dask scheduler to answer
+RECONNECTS = 5  # attempts in a row to go on with a lost scheduler while no run ends
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 # A process has one random state and one number of threads: never two runs in it at once.
 _ONE_RUN = threading.Lock()
 
@@ -54,12 +58,27 @@ class Outcome(NamedTuple):
         """Return the run's place among the results."""
         return f"{self.study}/{self.run.name}"
 
+    def __str__(self) -> str:
+        """Return what is printed of it."""
+        if not self.record:
+            return f"{self.label} {self.state.upper()}\n{self.note}".rstrip()
+        shown = [f"{name} {results.value(self.record, name):.3f}"
+                 for name in self.record["metrics"]]
+        seconds = sum(self.record["seconds"].values())
+        return f"{self.label} {' '.join(shown)} {seconds:.0f} s {self.note}".rstrip()
+
 
 def missing(study: str, only: str | None = None, folder: Path | None = None) -> Iterator[Run]:
     """Yield the runs of a study that have no valid record yet.
 
-    Args: study: its name; only: one run's name, yielded in any case; folder: of the results.
-    Raises: ValueError for an unknown study or run.
+    Args:
+        study: its name.
+        only: one run's name, yielded in any case.
+        folder: of the results.
+
+    Raises:
+        ValueError: for an unknown study or run.
+
     Source: ours.
     """
     from .studies import STUDIES
@@ -79,22 +98,32 @@ def _kept(path: Path) -> dict | None:
         return None
 
 
-def finish(study: str, run: Run, benchmark: Path | None = None, folder: Path | None = None, *,
-           perform: Callable[..., dict], redo: bool = False, worker: str = "") -> Outcome:
+def run_one(study: str, run: Run, *, perform: Callable[..., dict], benchmark: Path | None = None,
+            folder: Path | None = None, redo: bool = False, worker: str = "",
+            patient: bool = False) -> Outcome:
     """Perform one run and keep its record, unless that has been done or is being done.
 
-    Args: study, run, benchmark: see `studies.perform`; folder: of the results; perform: makes
-        the record; redo: perform it even if there is a record; worker: in a worker process, the
-        scale to work at; empty in the sweep's own process.
-    Returns: what became of it, with the record, which may be the only copy that is left.
+    Args:
+        study: its name.
+        run: one of the study.
+        perform: makes the record, see `studies.perform`.
+        benchmark: folder with data, for `perform`.
+        folder: of the results.
+        redo: perform the run even if there is a record.
+        worker: in a worker process, the scale to work at; empty in the sweep's own.
+        patient: if the run is being done, wait for its end.
+
+    Returns:
+        What became of it, with the record, which may be the only copy that is left.
+
     Source: ours.
     """
-    path, note = results.place(study, run.name, folder), ""
     if worker:  # as many workers as cores: with more threads they would wait for each other
         torch.set_num_threads(1)
         use_scale(worker)
         os.environ["BDUTILS_QUIET"] = "1"
-    with _ONE_RUN, results.claimed(path) as ours:
+    path, note = results.place(study, run.name, folder), ""
+    with _ONE_RUN, results.locked(path, patient) as ours:
         if not ours:
             return Outcome(study, run, "elsewhere")
         # Another sweep may have finished it since this one made its list.
@@ -111,88 +140,142 @@ def finish(study: str, run: Run, benchmark: Path | None = None, folder: Path | N
         return Outcome(study, run, "done", made, note)
 
 
-def _outcomes(tasks: Iterable, workers: int, dask: str | None) -> Iterator:
-    """Yield the outcome of each task as it ends, or an error in place of those that are lost."""
-    options = {"backend": "loky", "inner_max_num_threads": 1} if workers > 1 else {}
-    with contextlib.ExitStack() as stack:
-        try:
-            if dask:
-                from .cluster import connected
-
-                options = {"backend": stack.enter_context(connected(dask))}
-            stack.enter_context(parallel_config(**options))
-            yield from Parallel(n_jobs=-1 if dask else workers, return_as="generator_unordered",
-                                batch_size=1, pre_dispatch="all")(tasks)
-        except (ImportError, ValueError):  # will not get better
-            raise
-        except Exception as error:  # `finish` raises none: it is the pool or the connection
-            yield error
+def _here(task: Callable, batch: list) -> Iterator[tuple]:
+    for key in batch:
+        yield key, task(*key)
 
 
-def carry_out(todo: Iterable[tuple[str, Run]], *, perform: Callable[..., dict],
-              benchmark: Path | None = None, folder: Path | None = None, redo: bool = False,
-              workers: int = 1, dask: str | None = None) -> list[Outcome]:
+def _in_processes(workers: int, task: Callable, batch: list) -> Iterator[tuple]:
+    """Yield each run with its outcome, or with an error if its worker died."""
+    waiting, idle, under_way = deque(batch), [], {}
+    try:
+        while waiting or under_way:
+            while waiting and len(under_way) < workers:
+                # A pool has one worker, so that a death ends one run.
+                pool = idle.pop() if idle else ProcessPoolExecutor(1, timeout=300, env=ONE_THREAD)
+                with suppress(BrokenProcessPool):  # it died between two runs: take another
+                    future = pool.submit(task, *waiting[0])
+                    under_way[future] = waiting.popleft(), pool
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                key, pool = under_way.pop(future)
+                if isinstance(future.exception(), BrokenProcessPool):
+                    yield key, future.exception()
+                else:
+                    idle.append(pool)
+                    yield key, future.result()
+    finally:
+        for pool in [*idle, *(pool for _, pool in under_way.values())]:
+            pool.shutdown(kill_workers=True)
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Client]:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ImportError("a cluster needs Dask: run `pip install distributed`") from error
+    try:
+        client = Client(address, timeout=TIMEOUT, set_as_default=False)
+    except OSError as error:
+        raise ConnectionError(f"no Dask scheduler answers at {address}: start one by `dask "
+                              "scheduler`, and give the address that it prints") from error
+    with client:
+        if max(client.nthreads().values(), default=1) > 1:
+            raise ValueError(f"a worker of {address} has several threads, but runs share what is "
+                             "global in a process: start it by `dask worker ADDRESS --nthreads 1`")
+        yield client
+
+
+def _on_cluster(address: str, task: Callable, batch: list) -> Iterator[tuple]:
+    """Yield each run with its outcome, or with an error if Dask gave it up.
+
+    Dask itself gives a run whose worker died to another one, `allowed-failures` times.
+    """
+    from distributed import CancelledError, KilledWorker, as_completed
+
+    try:
+        with _connected(address) as client:
+            under_way = {client.submit(task, *key, pure=False): key for key in batch}
+            ended = as_completed(under_way, loop=client.loop)
+            for future in ended:
+                try:
+                    outcome = future.result(timeout=TIMEOUT)
+                except KilledWorker as error:
+                    outcome = error
+                except TimeoutError:  # a worker died with the result, which is made again
+                    ended.add(future)
+                    continue
+                yield under_way.pop(future), outcome
+    except (CancelledError, OSError) as error:
+        raise ConnectionError(f"the Dask scheduler at {address} was lost") from error
+
+
+def run_all(todo: Iterable[tuple[str, Run]], *, perform: Callable[..., dict],
+            benchmark: Path | None = None, folder: Path | None = None, redo: bool = False,
+            workers: int = 1, dask: str | None = None) -> list[Outcome]:
     """Perform runs and keep their records, whatever happens to the workers.
 
-    Args: todo: studies and runs; perform, benchmark, folder, redo: see `finish`; workers:
-        processes, 1 = this one; dask: address of a scheduler, in place of `workers`.
-    Returns: the outcomes, in the order in which they came.
-    Raises: RuntimeError if workers are lost again and again; OSError if a record cannot be
-        written; ConnectionError, ImportError, ValueError if a cluster cannot be used.
+    Args:
+        todo: studies and runs.
+        perform: see `run_one`, as for `benchmark`, `folder` and `redo`.
+        workers: processes; 1 is this one.
+        dask: address of a scheduler, in place of `workers`.
+
+    Returns:
+        The outcomes, in the order in which they came.
+
+    Raises:
+        ConnectionError: if there is no scheduler, or it is lost again and again.
+        OSError: if a record cannot be written.
+        ValueError: if there are no workers, or they have several threads.
+
     Source: ours.
     """
     if workers < 1:
         raise ValueError(f"a sweep needs at least 1 worker, not {workers}")
-    left, ended, idle, broken = dict.fromkeys(todo), [], 0, False
-    worker = scale() if dask or workers > 1 else ""
-    bar = tqdm(total=len(left), unit="run", disable=None)  # on a terminal only
+    attempt = _here if workers == 1 else partial(_in_processes, workers)
+    if dask:
+        attempt = partial(_on_cluster, dask)
+        with _connected(dask):  # a wrong address is an error at once
+            pass
+    task = partial(run_one, perform=perform, benchmark=benchmark, folder=folder, redo=redo,
+                   worker="" if attempt is _here else scale())
+    left, suspects, ended, lost = dict.fromkeys(todo), [], [], 0
+    total = len(left)
     while left:
-        before, lost, others = len(left), None, []
-        tasks = [delayed(finish)(study, run, benchmark, folder, perform=perform, redo=redo,
-                                 worker=worker) for study, run in left]
-        for found in _outcomes(tasks, workers, dask):
-            if isinstance(found, BaseException):
-                lost = found
-            elif found.state == "elsewhere":
-                others.append(found)
-            else:
-                # From a worker that does not share our disk. If this fails, so would the rest.
-                path = results.place(found.study, found.run.name, folder)
-                if found.record and _kept(path) != found.record:
-                    results.save(found.record, folder)
-                del left[found.study, found.run]
-                ended.append(found)
-                bar.update()
-                bar.write(f"[{len(ended)}/{bar.total}] {_line(found)}")
-        if isinstance(lost, ConnectionError) and not broken:
-            raise lost  # the scheduler was never there
-        broken, idle = broken or bool(lost), 0 if len(left) < before else idle + 1
-        # A worker that we lost touch with may still be at it, so that such runs are asked again.
-        if not lost and (not broken or idle == ATTEMPTS):
-            ended += others
-            break
-        if idle == ATTEMPTS:
-            names = " ".join(f"{study}/{run.name}" for study, run in left)
-            raise RuntimeError(f"workers were lost {ATTEMPTS} times while nothing got finished: "
-                               f"{lost!r}. See what ends them (often too little memory), then "
-                               f"give the same command again. Not done: {names}")
-        if left:
-            bar.write(f"{len(left)} runs left; " + (f"workers were lost ({type(lost).__name__})"
-                                                    if lost else "waiting for some"))
-            time.sleep(PAUSE * 2**idle)
-            # Those that were under way go last: one that kills its worker must not stop the rest.
-            keys = list(left)
-            left = dict.fromkeys(keys[max(workers, 2):] + keys[:max(workers, 2)])
-    bar.close()
+        batch = suspects[:1] or list(left)
+        # What holds the lock of a run that we lost may be our own worker, still at it.
+        asked = partial(task, patient=bool(suspects or lost))
+        try:
+            with closing(attempt(asked, batch)) as found:
+                for key, outcome in found:
+                    lost = 0
+                    if isinstance(outcome, Exception) and len(batch) > 1:
+                        suspects.append(key)  # what ran beside it may be to blame
+                        continue
+                    if isinstance(outcome, Exception):
+                        outcome = Outcome(*key, "failed", note="its worker process died while it "
+                                          f"ran alone; often too little memory ({outcome})")
+                    _bring_home(outcome, folder)
+                    ended.append(outcome)
+                    del left[key]
+                    print(f"[{len(ended)}/{total}] {outcome}", flush=True)
+        except ConnectionError as error:
+            lost += 1
+            if lost > RECONNECTS:
+                raise
+            print(f"{error}: connecting again", flush=True)
+        suspects = [key for key in suspects if key in left]
+        if suspects:
+            print(f"workers died; tried again alone: {len(suspects)} runs", flush=True)
     return ended
 
 
-def _line(found: Outcome) -> str:
-    made = found.record
-    if not made:
-        return f"{found.label} FAILED\n{found.note}"
-    shown = " ".join(f"{name} {results.value(made, name):.3f}" for name in made["metrics"])
-    return f"{found.label} {shown} {sum(made['seconds'].values()):.0f} s {found.note}".rstrip()
+def _bring_home(outcome: Outcome, folder: Path | None) -> None:
+    """Keep a record that comes from a worker which does not share our disk."""
+    path = results.place(outcome.study, outcome.run.name, folder)
+    if outcome.record and _kept(path) != outcome.record:
+        results.save(outcome.record, folder)
 
 
 def main() -> None:
@@ -217,9 +300,9 @@ def main() -> None:
             return
         todo = [(study, run) for study in chosen.study
                 for run in missing(study, chosen.only, folder)]
-        ended = carry_out(todo, perform=perform, benchmark=benchmark, folder=folder,
-                          redo=bool(chosen.only), workers=chosen.workers, dask=chosen.dask)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        ended = run_all(todo, perform=perform, benchmark=benchmark, folder=folder,
+                        redo=bool(chosen.only), workers=chosen.workers, dask=chosen.dask)
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     by_state = {state: [found.label for found in ended if found.state == state]
                 for state in ("done", "there", "elsewhere", "failed")}
@@ -234,4 +317,5 @@ if __name__ == "__main__":
     # Not `main()`: workers must find the functions in a module that they can import.
     from bdutils import sweep
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # workers end as by Ctrl+C
     sweep.main()
