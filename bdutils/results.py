@@ -182,6 +182,20 @@ def read(path: Path) -> dict:
     return found
 
 
+def kept(path: Path) -> dict | None:
+    """Read one record if it is there and whole; else its run is still to be made.
+
+    Args:
+        path: see `read`.
+
+    Source: ours.
+    """
+    try:
+        return read(path)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def load(study: str, folder: Path | None = None) -> list[dict]:
     """Read all records of a study, in order of their names.
 

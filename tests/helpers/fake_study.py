@@ -1,4 +1,4 @@
-"""A study whose runs only wait, for the tests of the sweep; worker processes import it.
+"""A study whose runs do next to nothing, for tests of the sweep; worker processes import it.
 
     python -m helpers.fake_study fake --workers 2     the command line of bdutils.sweep, on it
 """
@@ -7,9 +7,9 @@ import os
 import runpy
 import sys
 import time
-import types
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from bdutils import results
 
@@ -23,28 +23,25 @@ class FakeRun:
 
 
 def perform(study: str, run: FakeRun, benchmark: Path | None = None) -> dict:
-    folder, end = Path(os.environ["FAKE_FOLDER"]), time.monotonic() + 120
+    folder, start = Path(os.environ["FAKE_FOLDER"]), time.perf_counter()
     with open(folder / "begun", "a") as file:  # one short write: lines stay whole
         file.write(f"{run.name} {os.getpid()}\n")
     if run.kind == "faulty":
         raise FloatingPointError("the loss is no longer a number")
-    while run.kind == "gated" and not (folder / run.name).exists() and time.monotonic() < end:
+    while run.kind == "gated" and not (folder / run.name).exists() and folder.exists():
         time.sleep(0.01)
+    if run.kind == "busy":
+        sum(i * i for i in range(30_000_000))
     return results.record(
         study=study, name=run.name, method="fake", task="toy", scale="small", settings={},
-        data="0" * 16, seed=0, command="-", metrics={"asr": 0.9}, seconds={"asleep": 0.0})
-
-
-def stand_in(*runs: FakeRun) -> types.ModuleType:
-    """Return what takes the place of `bdutils.studies`."""
-    made = types.ModuleType("bdutils.studies")
-    made.STUDIES, made.perform = {"fake": runs}, perform
-    return made
+        data="0" * 16, seed=0, command="-", seconds={},
+        metrics={"seconds": time.perf_counter() - start})
 
 
 if __name__ == "__main__":
     from helpers import fake_study  # by the name under which the workers know it
 
-    named = (pair.split(":") for pair in os.environ["FAKE_RUNS"].split())
-    sys.modules["bdutils.studies"] = fake_study.stand_in(*(fake_study.FakeRun(*p) for p in named))
+    runs = [fake_study.FakeRun(*pair.split(":")) for pair in os.environ["FAKE_RUNS"].split()]
+    sys.modules["bdutils.studies"] = SimpleNamespace(STUDIES={"fake": runs},
+                                                     perform=fake_study.perform)
     runpy.run_module("bdutils.sweep", run_name="__main__")
