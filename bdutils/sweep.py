@@ -233,23 +233,21 @@ def main() -> None:
     # Workers may have another working folder.
     folder, benchmark = (path and path.resolve() for path in (given.results, given.benchmark))
     try:
-        todo = [(study, run) for study in given.study or STUDIES
-                for run in missing(study, given.only, folder)]
         if not given.study:
             for study, runs in STUDIES.items():
-                lacking = sum(study == other for other, _ in todo)
+                lacking = len(list(missing(study, folder=folder)))
                 print(f"{study}: {len(runs)} runs" + (f", {lacking} missing" if lacking else ""))
             return
+        todo = [(study, run) for study in given.study
+                for run in missing(study, given.only, folder)]
         ended = run_all(todo, perform=perform, benchmark=benchmark, folder=folder,
                         redo=bool(given.only), workers=given.workers, dask=given.dask)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    labels = {state: [found.label for found in ended if found.state == state] for state in STATES}
-    print(", ".join(f"{state}: {len(names)}" for state, names in labels.items()))
-    if labels["elsewhere"]:
-        print("left to another sweep:", *labels["elsewhere"])
-    if labels["failed"]:
-        sys.exit(f"failed: {' '.join(labels['failed'])}")
+    states = [found.state for found in ended]
+    print(", ".join(f"{state}: {states.count(state)}" for state in STATES))
+    if "failed" in states:
+        sys.exit(" ".join(["failed:", *(x.label for x in ended if x.state == "failed")]))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     PYTHONPATH=.:tests python benchmarks/benchmark_sweep.py
 
-The same runs, each plain arithmetic of some seconds, are carried out by one worker and by two, in
-turn, three times; the medians go to data/results/throughput. Run nothing else meanwhile.
+The same runs, plain arithmetic of some seconds, are made by one worker and by two, in turn, three
+times; the medians go to data/results/throughput. Run nothing else meanwhile.
 """
 
 import os
@@ -16,27 +16,25 @@ from helpers.fake_study import FakeRun, perform
 
 from bdutils import results, sweep
 
-RUNS = [FakeRun(f"run{number}", "busy") for number in range(12)]
+TODO = [("benchmark", FakeRun(f"run{number}", "busy")) for number in range(12)]
 
 
 def timed(workers: int) -> tuple[float, float]:
     """Return wall time, and the share of the workers' time that was not spent in runs."""
     with TemporaryDirectory() as folder:
         os.environ["FAKE_FOLDER"], start = folder, time.perf_counter()
-        ended = sweep.run_all([("benchmark", run) for run in RUNS], perform=perform,
-                              folder=Path(folder), workers=workers)
+        ended = sweep.run_all(TODO, perform=perform, folder=Path(folder), workers=workers)
         wall = time.perf_counter() - start
-    work = sum(found.record["metrics"]["seconds"] for found in ended)
-    return wall, 1 - work / (wall * workers)
+    return wall, 1 - sum(x.record["metrics"]["seconds"] for x in ended) / (wall * workers)
 
 
 if __name__ == "__main__":
     load = os.getloadavg()[0]
-    (one, alone), (two, both) = (map(median, zip(*pairs)) for pairs in zip(
-        *[(timed(1), timed(2)) for _ in range(3)]))
+    ones, twos = zip(*[(timed(1), timed(2)) for _ in range(3)])
+    (one, alone), (two, both) = (map(median, zip(*pairs)) for pairs in (ones, twos))
     print(results.save(results.record(
         study="throughput", name="sweep", method="sweep", task="arithmetic", scale="small",
-        settings={"runs": len(RUNS), "cores": os.cpu_count(), "load_before": round(load, 2)},
+        settings={"runs": len(TODO), "cores": os.cpu_count(), "load_before": round(load, 2)},
         data="0" * 16, seed=0, command="python benchmarks/benchmark_sweep.py",
         metrics={"two_workers_over_one": round(one / two, 2),
                  "overhead_one_worker": round(alone, 4), "overhead_two_workers": round(both, 4)},

@@ -47,12 +47,10 @@ class Place:
             free.bind(("127.0.0.1", 0))
             self.address = "tcp://{}:{}".format(*free.getsockname())
 
-    def begun(self, name: str = "", count: int = 0) -> list[str]:
-        """Return the processes in which runs of this name have begun; none if under count."""
-        log = self.folder / "begun"
-        pairs = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
-        found = [process for run, process in pairs if name in ("", run)]
-        return found if len(found) >= count else []
+    def begun(self, name: str = "*", count: int = 0) -> list[str]:
+        """Return the processes in which runs of this name began; none if under count."""
+        found = sorted(path.name.split("-") for path in self.folder.glob(f"{name}-*-*"))
+        return [process for *_, process in found] if len(found) >= count else []
 
     def kill(self, name: str, count: int = 1) -> None:
         """Kill the worker in which a run has begun so often."""
@@ -62,23 +60,21 @@ class Place:
         return {path.stem for path in self.results.glob("fake/*.json")}
 
     def sweep(self, *runs: FakeRun, **options) -> Counter:
-        ended = sweep.run_all([("fake", run) for run in runs], perform=perform,
-                              **{"folder": self.results, **options})
-        assert sorted(found.label for found in ended) == [f"fake/{run.name}" for run in runs]
-        return Counter(found.state for found in ended)
+        todo = [("fake", run) for run in runs]
+        options = {"folder": self.results, "perform": perform, **options}
+        return Counter(found.state for found in sweep.run_all(todo, **options))
 
     def start(self, *command: str, **options) -> subprocess.Popen:
         self.processes.append(subprocess.Popen([sys.executable, "-m", *command], **options))
         return self.processes[-1]
 
     def scheduler(self) -> subprocess.Popen:
-        port = self.address.split(":")[-1]
-        return self.start("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", port,
-                          "--no-dashboard")
+        host, port = self.address.removeprefix("tcp://").split(":")
+        return self.start("distributed.cli.dask_scheduler", "--host", host, "--port", port)
 
     def dask_worker(self) -> None:  # no nanny, which would start a killed one again
         self.start("distributed.cli.dask_worker", self.address, "--no-nanny", "--nthreads", "1",
-                   "--no-dashboard", cwd=self.folder)
+                   cwd=self.folder)
 
 
 @pytest.fixture
@@ -124,7 +120,7 @@ def test_two_sweeps_at_once_do_each_run_once(place):
     until(place.begun, "a", 1), until(place.begun, "b", 1)
     assert place.sweep(GATED_A, GATED_B, C) == {"elsewhere": 2, "done": 1}
     (place.folder / "a").touch(), (place.folder / "b").touch()
-    assert first.result() == {"done": 2, "there": 1} and len(place.begun()) == 3
+    assert first.result(120) == {"done": 2, "there": 1} and len(place.begun()) == 3
 
 
 def test_the_command_line(place, monkeypatch, capsys):
@@ -149,7 +145,7 @@ def test_a_killed_worker_takes_no_other_run_with_it(place):
     assert place.kept() == {"b", "c"} and len(place.begun("d")) == 1  # so that it is alone
     (place.folder / "a").touch()
     place.kill("d", 2)
-    assert done.result() == {"done": 3, "failed": 1}
+    assert done.result(120) == {"done": 3, "failed": 1}
     assert place.kept() == {"a", "b", "c"} and len(place.begun()) == 6
 
 
@@ -157,26 +153,25 @@ def test_an_interrupted_sweep_ends_with_its_workers(place):
     process = place.start(
         "helpers.fake_study", "fake", "--workers", "2", "--results", place.results,
         env={**os.environ, "FAKE_RUNS": "a:gated b:gated c"}, stderr=subprocess.DEVNULL)
-    workers = until(place.begun, "", 2)
+    workers = until(place.begun, "*", 2)
     process.send_signal(signal.SIGTERM)  # which is made the same as Ctrl+C
-    assert process.wait() != 0
+    assert process.wait(120) != 0
     until(lambda: not any(Path("/proc", worker).exists() for worker in workers))
     assert not place.kept()
 
 
 def test_a_cluster_may_lose_a_worker_and_its_scheduler(place):
     scheduler, *_ = place.scheduler(), place.dask_worker(), place.dask_worker()
-    done = place.threads.submit(place.sweep, GATED_A, GATED_B, C, dask=place.address)
-    until(place.begun, "b", 1)
+    done = place.threads.submit(place.sweep, GATED_A, B, C, dask=place.address)
     place.kill("a")
-    (place.folder / "b").touch()
-    until(lambda: "b" in place.kept() and place.begun("a", 2))
+    until(place.begun, "a", 2)
+    finished = place.kept()
     scheduler.kill()
     scheduler.wait()
     place.scheduler(), place.dask_worker()
     (place.folder / "a").touch()
-    assert sum(done.result().values()) == 3 and place.kept() == {"a", "b", "c"}
-    assert len(place.begun("b")) == len(place.begun("c")) == 1
+    assert sum(done.result(120).values()) == 3 and place.kept() == {"a", "b", "c"}
+    assert all(len(place.begun(name)) == 1 for name in finished)
 
 
 def test_what_dask_gives_up_is_tried_alone_and_records_come_back(place, monkeypatch):
@@ -190,7 +185,7 @@ def test_what_dask_gives_up_is_tried_alone_and_records_come_back(place, monkeypa
     place.dask_worker()
     place.kill("a", 2)
     place.dask_worker()
-    assert done.result() == {"done": 2, "failed": 1}
+    assert done.result(120) == {"done": 2, "failed": 1}
     assert len(results.load("fake", Path("results"))) == 2 and place.kept() == {"b", "c"}
 
 

@@ -24,8 +24,7 @@ class FakeRun:
 
 def perform(study: str, run: FakeRun, benchmark: Path | None = None) -> dict:
     folder, start = Path(os.environ["FAKE_FOLDER"]), time.perf_counter()
-    with open(folder / "begun", "a") as file:  # one short write: lines stay whole
-        file.write(f"{run.name} {os.getpid()}\n")
+    (folder / f"{run.name}-{time.time_ns()}-{os.getpid()}").touch()  # so that tests can count
     if run.kind == "faulty":
         raise FloatingPointError("the loss is no longer a number")
     while run.kind == "gated" and not (folder / run.name).exists() and folder.exists():
