@@ -1,78 +1,72 @@
 """Recorded studies: grids of runs that are too long for a page.
 
-Commands::
-
-    python -m bdutils.sweep                        list the studies and what is missing
-    python -m bdutils.sweep attacks rates          run what is missing of two studies
-    python -m bdutils.sweep attacks --workers 2    in two processes
-    python -m bdutils.sweep attacks --dask tcp://HOST:8786    on a Dask cluster
-    python -m bdutils.sweep attacks --only badnets-rate0.1-seed0    one run, even if it is there
-    python -m bdutils.sweep sst2 --benchmark FOLDER     files instead of the hub
+    python -m bdutils.sweep                 list the studies and what is missing
+    python -m bdutils.sweep STUDY ...       run what is missing of them; see --help
 
 Each run writes one JSON to data/results, whole or not at all; a run that is there is skipped.
-Processes and clusters are joblib's and Dask's. What is ours: no run is kept twice, none is lost
-with the worker, the scheduler or the sweep that it ran in, and a damaged record is redone.
+A run whose worker dies is tried again alone. If its worker dies then too, the run has failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
+import signal
 import sys
 import threading
-import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, wait
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from joblib import Parallel, delayed, parallel_config
-from tqdm.auto import tqdm
+from joblib.externals.loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
 
 from . import scale, use_scale
 from .experiments import results
 
-if TYPE_CHECKING:  # `studies` imports every attack and defense, which only real runs need
+if TYPE_CHECKING:
     from .experiments.studies import Run
 
-ATTEMPTS = 5  # passes in a row in which nothing got finished, before a sweep gives up
-PAUSE = 1.0  # seconds before the second of them; then twice as long each time
-# A process has one random state and one number of threads: never two runs in it at once.
-_ONE_RUN = threading.Lock()
+TIMEOUT, RECONNECTS = 10, 5  # seconds for Dask to answer; how often in a row it may be lost
+STATES = ("done", "there", "elsewhere", "failed")
+DIED = "its worker process died while it ran alone; often too little memory"
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+_ONE_RUN = threading.Lock()  # a process has one random state and one number of threads
 
 
 class Outcome(NamedTuple):
-    """What became of a run: `state` is done, there, elsewhere or failed; `note` says why."""
+    """What became of a run, STUDY/NAME: one of the `STATES`, and why."""
 
-    study: str
-    """Name of the study."""
-    run: Run
-    """Cell of its grid."""
+    label: str
     state: str
-    """`done`, `there`, `elsewhere` or `failed`."""
     record: dict | None = None
-    """What was made, if anything."""
     note: str = ""
-    """Why."""
 
-    @property
-    def label(self) -> str:
-        """Return the run's place among the results."""
-        return f"{self.study}/{self.run.name}"
+    def __str__(self) -> str:
+        if not self.record:
+            return f"{self.label} {self.state.upper()}\n{self.note}".rstrip()
+        names = self.record["metrics"]
+        shown = (f"{name} {results.value(self.record, name):.3f}" for name in names)
+        return f"{self.label} {' '.join(shown)} {sum(self.record['seconds'].values()):.0f} s"
 
 
 def missing(study: str, only: str | None = None, folder: Path | None = None) -> Iterator[Run]:
     """Yield the runs of a study that have no valid record yet.
 
     Args:
-        study: Its name.
-        only: One run's name, yielded in any case.
-        folder: Of the results.
+        study: its name.
+        only: one run's name, yielded in any case.
+        folder: of the results.
 
     Raises:
-        ValueError: For an unknown study or run.
+        ValueError: for an unknown study or run.
+
+    Source: ours.
     """
     from .experiments.studies import STUDIES
 
@@ -81,143 +75,148 @@ def missing(study: str, only: str | None = None, folder: Path | None = None) -> 
     runs = [run for run in STUDIES[study] if only in (None, run.name)]
     if not runs:
         raise ValueError(f"study {study!r} has no run {only!r}")
-    yield from (run for run in runs if only or not _kept(results.place(study, run.name, folder)))
+    for run in runs:
+        if only or not results.kept(results.place(study, run.name, folder)):
+            yield run
 
 
-def _kept(path: Path) -> dict | None:
-    try:
-        return results.read(path)
-    except (FileNotFoundError, ValueError):  # not there, or damaged: either way to be made
-        return None
-
-
-def finish(study: str, run: Run, benchmark: Path | None = None, folder: Path | None = None, *,
-           perform: Callable[..., dict], redo: bool = False, worker: str = "") -> Outcome:
+def run_one(study: str, run: Run, *, perform: Callable[..., dict], benchmark: Path | None = None,
+            folder: Path | None = None, redo: bool = False, worker: str = "",
+            patient: bool = False) -> Outcome:
     """Perform one run and keep its record, unless that has been done or is being done.
 
     Args:
-        study, run, benchmark: See `studies.perform`.
-        folder: Of the results.
-        perform: Makes the record.
-        redo: Perform it even if there is a record.
-        worker: In a worker process, the scale to work at; empty in the sweep's own process.
+        study: its name.
+        run: one of the study.
+        perform: makes the record, see `studies.perform`.
+        benchmark: folder with data, for `perform`.
+        folder: of the results.
+        redo: perform the run even if there is a record.
+        worker: in a worker process, the scale to work at; empty in the sweep's own.
+        patient: if the run is being done, wait for its end.
 
-    Returns:
-        What became of it, with the record, which may be the only copy that is left.
+    Source: ours.
     """
-    path, note = results.place(study, run.name, folder), ""
     if worker:  # as many workers as cores: with more threads they would wait for each other
         torch.set_num_threads(1)
         use_scale(worker)
         os.environ["BDUTILS_QUIET"] = "1"
-    with _ONE_RUN, results.claimed(path) as ours:
+    label, path = f"{study}/{run.name}", results.place(study, run.name, folder)
+    with _ONE_RUN, results.locked(path, patient) as ours:
         if not ours:
-            return Outcome(study, run, "elsewhere")
+            return Outcome(label, "elsewhere")
         # Another sweep may have finished it since this one made its list.
-        if not redo and (made := _kept(path)):
-            return Outcome(study, run, "there", made)
+        if not redo and (made := results.kept(path)):
+            return Outcome(label, "there", made)
         try:
             made = perform(study, run, benchmark)
         except Exception:  # the other runs go on
-            return Outcome(study, run, "failed", note=traceback.format_exc())
-        try:
-            made = results.read(results.save(made, folder))  # here: it must outlive the sweep
-        except OSError as error:
-            note = str(error)  # the sweep's own process will try
-        return Outcome(study, run, "done", made, note)
+            return Outcome(label, "failed", note=traceback.format_exc())
+        with suppress(OSError):  # the sweep's own process tries as well
+            made = results.read(results.save(made, folder))
+        return Outcome(label, "done", made)
 
 
-def _outcomes(tasks: Iterable, workers: int, dask: str | None) -> Iterator:
-    """Yield the outcome of each task as it ends, or an error in place of those that are lost."""
-    options = {"backend": "loky", "inner_max_num_threads": 1} if workers > 1 else {}
-    with contextlib.ExitStack() as stack:
-        try:
-            if dask:
-                from .cluster import connected
-
-                options = {"backend": stack.enter_context(connected(dask))}
-            stack.enter_context(parallel_config(**options))
-            yield from Parallel(n_jobs=-1 if dask else workers, return_as="generator_unordered",
-                                batch_size=1, pre_dispatch="all")(tasks)
-        except (ImportError, ValueError):  # will not get better
-            raise
-        except Exception as error:  # `finish` raises none: it is the pool or the connection
-            yield error
+def _here(task: Callable, batch: list) -> Iterator[tuple]:
+    for key in batch:
+        yield key, task(*key)
 
 
-def carry_out(todo: Iterable[tuple[str, Run]], *, perform: Callable[..., dict],
-              benchmark: Path | None = None, folder: Path | None = None, redo: bool = False,
-              workers: int = 1, dask: str | None = None) -> list[Outcome]:
+def _in_processes(workers: int, task: Callable, batch: list) -> Iterator[tuple]:
+    """Yield each run with its outcome, or with None if its worker died."""
+    waiting, idle, under_way = deque(batch), [], {}
+    try:
+        while waiting or under_way:
+            while waiting and len(under_way) < workers:
+                # A pool has one worker, so that a death ends one run.
+                pool = idle.pop() if idle else ProcessPoolExecutor(1, timeout=300, env=ONE_THREAD)
+                key = waiting.popleft()
+                under_way[pool.submit(task, *key)] = key, pool
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                key, pool = under_way.pop(future)
+                died = isinstance(future.exception(), TerminatedWorkerError)
+                idle += [] if died else [pool]
+                yield key, None if died else future.result()
+    finally:
+        for pool in [*idle, *(pool for _, pool in under_way.values())]:
+            pool.shutdown(kill_workers=True)
+
+
+def _on_cluster(address: str, task: Callable, batch: list) -> Iterator[tuple]:
+    """Yield each run with its outcome, or with None if Dask gave it up as its workers died."""
+    try:
+        from distributed import CancelledError, Client, KilledWorker, as_completed
+    except ImportError as error:
+        raise ImportError("a cluster needs Dask: run `pip install distributed`") from error
+    try:
+        with Client(address, timeout=TIMEOUT, set_as_default=False) as client:
+            under_way = {client.submit(task, *key, pure=False): key for key in batch}
+            ended = as_completed(under_way, loop=client.loop)
+            for future in ended:
+                try:
+                    outcome = future.result(timeout=TIMEOUT)
+                except KilledWorker:
+                    outcome = None
+                except TimeoutError:  # a worker died with the result, which is made again
+                    ended.add(future)
+                    continue
+                yield under_way.pop(future), outcome
+    except (CancelledError, OSError) as error:
+        raise ConnectionError(f"no Dask scheduler answers at {address}: start one by `dask "
+                              "scheduler`, and give the address that it prints") from error
+
+
+def run_all(todo: Iterable[tuple[str, Run]], *, workers: int = 1, dask: str | None = None,
+            folder: Path | None = None, **options: object) -> list[Outcome]:
     """Perform runs and keep their records, whatever happens to the workers.
 
     Args:
-        todo: Studies and runs.
-        perform, benchmark, folder, redo: See `finish`.
-        workers: Processes, 1 = this one.
-        dask: Address of a scheduler, in place of `workers`.
-
-    Returns:
-        The outcomes, in the order in which they came.
+        todo: studies and runs.
+        workers: processes; 1 is this one.
+        dask: address of a scheduler, in place of `workers`.
+        folder: of the results.
+        options: `perform`, `benchmark` and `redo` of `run_one`.
 
     Raises:
-        RuntimeError: If workers are lost again and again.
-        OSError: If a record cannot be written.
-        ConnectionError: If a cluster cannot be used.
-        ImportError: If a cluster cannot be used.
-        ValueError: If a cluster cannot be used.
+        ConnectionError: if no scheduler answers, again and again.
+        OSError: if a record cannot be written.
+        ValueError: if there are no workers.
+
+    Source: ours.
     """
     if workers < 1:
         raise ValueError(f"a sweep needs at least 1 worker, not {workers}")
-    left, ended, idle, broken = dict.fromkeys(todo), [], 0, False
-    worker = scale() if dask or workers > 1 else ""
-    bar = tqdm(total=len(left), unit="run", disable=None)  # on a terminal only
+    attempt = partial(_in_processes, workers) if workers > 1 else _here
+    attempt = partial(_on_cluster, dask) if dask else attempt
+    task = partial(run_one, folder=folder, worker="" if attempt is _here else scale(), **options)
+    left, suspects, ended, lost = dict.fromkeys(todo), [], [], 0
     while left:
-        before, lost, others = len(left), None, []
-        tasks = [delayed(finish)(study, run, benchmark, folder, perform=perform, redo=redo,
-                                 worker=worker) for study, run in left]
-        for found in _outcomes(tasks, workers, dask):
-            if isinstance(found, BaseException):
-                lost = found
-            elif found.state == "elsewhere":
-                others.append(found)
-            else:
-                # From a worker that does not share our disk. If this fails, so would the rest.
-                path = results.place(found.study, found.run.name, folder)
-                if found.record and _kept(path) != found.record:
-                    results.save(found.record, folder)
-                del left[found.study, found.run]
-                ended.append(found)
-                bar.update()
-                bar.write(f"[{len(ended)}/{bar.total}] {_line(found)}")
-        if isinstance(lost, ConnectionError) and not broken:
-            raise lost  # the scheduler was never there
-        broken, idle = broken or bool(lost), 0 if len(left) < before else idle + 1
-        # A worker that we lost touch with may still be at it, so that such runs are asked again.
-        if not lost and (not broken or idle == ATTEMPTS):
-            ended += others
-            break
-        if idle == ATTEMPTS:
-            names = " ".join(f"{study}/{run.name}" for study, run in left)
-            raise RuntimeError(f"workers were lost {ATTEMPTS} times while nothing got finished: "
-                               f"{lost!r}. See what ends them (often too little memory), then "
-                               f"give the same command again. Not done: {names}")
-        if left:
-            bar.write(f"{len(left)} runs left; " + (f"workers were lost ({type(lost).__name__})"
-                                                    if lost else "waiting for some"))
-            time.sleep(PAUSE * 2**idle)
-            # Those that were under way go last: one that kills its worker must not stop the rest.
-            keys = list(left)
-            left = dict.fromkeys(keys[max(workers, 2):] + keys[:max(workers, 2)])
-    bar.close()
+        # What ran beside a run may have killed its worker, so that each suspect is tried alone.
+        batch = suspects[:1] or list(left)
+        # What holds the lock of a run that we lost may be our own worker, still at it.
+        asked = partial(task, patient=bool(suspects or lost))
+        try:
+            with closing(attempt(asked, batch)) as found:
+                for key, outcome in found:
+                    lost = 0
+                    if not outcome and len(batch) > 1:
+                        suspects.append(key)
+                        continue
+                    outcome = outcome or Outcome(f"{key[0]}/{key[1].name}", "failed", note=DIED)
+                    # From a worker that does not share our disk. If this fails, so would the rest.
+                    path = results.place(key[0], key[1].name, folder)
+                    if outcome.record and results.kept(path) != outcome.record:
+                        results.save(outcome.record, folder)
+                    ended.append(outcome)
+                    del left[key]
+                    print(f"[{len(ended)}/{len(ended) + len(left)}] {outcome}", flush=True)
+        except (ConnectionError, TerminatedWorkerError) as error:  # the latter between two runs
+            lost += 1
+            if lost > RECONNECTS:
+                raise
+            print(f"{type(error).__name__}: {error}; trying again", flush=True)
+        suspects = [key for key in suspects if key in left]
     return ended
-
-
-def _line(found: Outcome) -> str:
-    made = found.record
-    if not made:
-        return f"{found.label} FAILED\n{found.note}"
-    shown = " ".join(f"{name} {results.value(made, name):.3f}" for name in made["metrics"])
-    return f"{found.label} {shown} {sum(made['seconds'].values()):.0f} s {found.note}".rstrip()
 
 
 def main() -> None:
@@ -231,32 +230,30 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="folder for the records")
     parser.add_argument("--workers", type=int, default=1, help="processes on this machine")
     parser.add_argument("--dask", metavar="ADDRESS", help="of a scheduler, tcp://HOST:PORT")
-    chosen = parser.parse_args()
+    given = parser.parse_args()
     # Workers may have another working folder.
-    folder, benchmark = (p and p.resolve() for p in (chosen.results, chosen.benchmark))
+    folder, benchmark = (path and path.resolve() for path in (given.results, given.benchmark))
     try:
-        if not chosen.study:
+        if not given.study:
             for study, runs in STUDIES.items():
-                lacking = len(list(missing(study, None, folder)))
+                lacking = len(list(missing(study, folder=folder)))
                 print(f"{study}: {len(runs)} runs" + (f", {lacking} missing" if lacking else ""))
             return
-        todo = [(study, run) for study in chosen.study
-                for run in missing(study, chosen.only, folder)]
-        ended = carry_out(todo, perform=perform, benchmark=benchmark, folder=folder,
-                          redo=bool(chosen.only), workers=chosen.workers, dask=chosen.dask)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        todo = [(study, run) for study in given.study
+                for run in missing(study, given.only, folder)]
+        ended = run_all(todo, perform=perform, benchmark=benchmark, folder=folder,
+                        redo=bool(given.only), workers=given.workers, dask=given.dask)
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    by_state = {state: [found.label for found in ended if found.state == state]
-                for state in ("done", "there", "elsewhere", "failed")}
-    print(", ".join(f"{state}: {len(names)}" for state, names in by_state.items()))
-    if by_state["elsewhere"]:
-        print("left to another sweep:", *by_state["elsewhere"])
-    if by_state["failed"]:
-        sys.exit(f"failed: {' '.join(by_state['failed'])}")
+    states = [found.state for found in ended]
+    print(", ".join(f"{state}: {states.count(state)}" for state in STATES))
+    if "failed" in states:
+        sys.exit(" ".join(["failed:", *(x.label for x in ended if x.state == "failed")]))
 
 
 if __name__ == "__main__":
     # Not `main()`: workers must find the functions in a module that they can import.
     from bdutils import sweep
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # workers end as by Ctrl+C
     sweep.main()

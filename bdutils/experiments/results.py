@@ -135,17 +135,18 @@ def place(study: str, name: str, folder: Path | None = None) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(path: Path) -> Iterator[bool]:
+def locked(path: Path, wait: bool = False) -> Iterator[bool]:
     """Hold the lock of a record while it is made.
 
     Args:
         path: Of the record.
+        wait: Until whoever holds the lock lets go of it.
 
     Returns:
         A context that gives True, or False if somebody else holds the lock. It is the operating
         system's, so that it ends with the process, however that ends.
     """
-    lock = FileLock(path.with_name(f".{path.stem}.lock"), blocking=False)
+    lock = FileLock(path.with_name(f".{path.stem}.lock"), blocking=wait)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -218,6 +219,20 @@ def read(path: Path) -> dict:
         raise ValueError(f"{path.name} is not a record of a run: delete it and repeat the "
                          "run") from error
     return found
+
+
+def kept(path: Path) -> dict | None:
+    """Read one record if it is there and whole; else its run is still to be made.
+
+    Args:
+        path: see `read`.
+
+    Source: ours.
+    """
+    try:
+        return read(path)
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def load(study: str, folder: Path | None = None) -> list[dict]:
