@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help book pdf slides test colab serve edit notebooks export assets course lint vendor clean
+.PHONY: help book pdf slides check test colab serve edit notebooks export assets course lint vendor clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -23,10 +23,12 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # What is stored in the chapters and what is tested is scale `small`, with nothing from the hub.
-test notebooks colab: export BDUTILS_SCALE := small
-test: export HF_HUB_OFFLINE := 1
+check test notebooks colab: export BDUTILS_SCALE := small
+check test: export HF_HUB_OFFLINE := 1
 
 LINT := $(BIN)/ruff check .
+# Which module may import which: the contracts of pyproject.toml.
+WALLS := $(BIN)/lint-imports
 # A Jupyter Book of another version can exit 0 and write nothing: look for the page.
 BUILD := $(BIN)/jupyter-book build -W -n --keep-going . && test -s $(HTML)/index.html
 
@@ -65,8 +67,15 @@ pdf: $(STAMP)  ## make the book as a PDF; needs LaTeX, see CONTRIBUTING.md
 
 # The pages come first, as some tests read them, and anew: a warning that an earlier build printed is
 # not repeated by a later one. What runs alone comes last, and finds the chapters' models trained.
+# No browser, no chapter, nothing that must run alone or takes more than seconds.
+check: $(STAMP)  ## the quick checks, in two minutes: style, imports, package, tests of seconds
+	$(call step,style and imports,$(LINT) && $(WALLS))
+	$(call step,chapters and package in step,$(PY) -m tools.book check)
+	$(call step,model and data,$(PY) -m bdutils.assets)
+	$(call step,quick tests,$(PY) -m pytest tests -q -n 2 --dist loadfile -m "not alone and not slow" --ignore tests/test_browser.py)
+
 test: $(STAMP) vendor  ## check everything: code, chapters, stored outputs, pages
-	$(call step,ruff,$(LINT))
+	$(call step,style and imports,$(LINT) && $(WALLS))
 	$(call step,chapters and package in step,$(PY) -m tools.book check)
 	$(call step,book,rm -rf $(HTML) _build/.doctrees && $(BUILD))
 	$(call step,model and data,$(PY) -m bdutils.assets)
@@ -121,8 +130,9 @@ assets: $(STAMP)  ## fetch the model and the data into the cache
 course: $(STAMP)  ## build the exercise sheets into COURSE, for nbgrader
 	$(PY) -m tools.course '$(COURSE)'
 
-lint: $(STAMP)  ## check the style of the code
+lint: $(STAMP)  ## check the style of the code, and its imports
 	$(LINT)
+	$(WALLS)
 
 clean:  ## remove what was built; the cache of models and data, .venv and .colab stay
 	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

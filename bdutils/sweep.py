@@ -1,5 +1,7 @@
 """Recorded studies: grids of runs that are too long for a page.
 
+Commands::
+
     python -m bdutils.sweep                 list the studies and what is missing
     python -m bdutils.sweep STUDY ...       run what is missing of them; see --help
 
@@ -40,12 +42,16 @@ _ONE_RUN = threading.Lock()  # a process has one random state and one number of 
 
 
 class Outcome(NamedTuple):
-    """What became of a run, STUDY/NAME: one of the `STATES`, and why."""
+    """What became of a run."""
 
     label: str
+    """Place of the run among the results, STUDY/NAME."""
     state: str
+    """`done`, `there`, `elsewhere` or `failed`."""
     record: dict | None = None
+    """What was made, if anything."""
     note: str = ""
+    """Why."""
 
     def __str__(self) -> str:
         if not self.record:
@@ -59,14 +65,12 @@ def missing(study: str, only: str | None = None, folder: Path | None = None) -> 
     """Yield the runs of a study that have no valid record yet.
 
     Args:
-        study: its name.
-        only: one run's name, yielded in any case.
-        folder: of the results.
+        study: Its name.
+        only: One run's name, yielded in any case.
+        folder: Of the results.
 
     Raises:
-        ValueError: for an unknown study or run.
-
-    Source: ours.
+        ValueError: For an unknown study or run.
     """
     from .experiments.studies import STUDIES
 
@@ -86,16 +90,14 @@ def run_one(study: str, run: Run, *, perform: Callable[..., dict], benchmark: Pa
     """Perform one run and keep its record, unless that has been done or is being done.
 
     Args:
-        study: its name.
-        run: one of the study.
-        perform: makes the record, see `studies.perform`.
-        benchmark: folder with data, for `perform`.
-        folder: of the results.
-        redo: perform the run even if there is a record.
-        worker: in a worker process, the scale to work at; empty in the sweep's own.
-        patient: if the run is being done, wait for its end.
-
-    Source: ours.
+        study: Its name.
+        run: One of the study.
+        perform: Makes the record, see `studies.perform`.
+        benchmark: Folder with data, for `perform`.
+        folder: Of the results.
+        redo: Perform the run even if there is a record.
+        worker: In a worker process, the scale to work at; empty in the sweep's own.
+        patient: If the run is being done, wait for its end.
     """
     if worker:  # as many workers as cores: with more threads they would wait for each other
         torch.set_num_threads(1)
@@ -171,18 +173,16 @@ def run_all(todo: Iterable[tuple[str, Run]], *, workers: int = 1, dask: str | No
     """Perform runs and keep their records, whatever happens to the workers.
 
     Args:
-        todo: studies and runs.
-        workers: processes; 1 is this one.
-        dask: address of a scheduler, in place of `workers`.
-        folder: of the results.
-        options: `perform`, `benchmark` and `redo` of `run_one`.
+        todo: Studies and runs.
+        workers: Processes; 1 is this one.
+        dask: Address of a scheduler, in place of `workers`.
+        folder: Of the results.
+        **options: `perform`, `benchmark` and `redo` of `run_one`.
 
     Raises:
-        ConnectionError: if no scheduler answers, again and again.
-        OSError: if a record cannot be written.
-        ValueError: if there are no workers.
-
-    Source: ours.
+        ConnectionError: If no scheduler answers, again and again.
+        OSError: If a record cannot be written.
+        ValueError: If there are no workers.
     """
     if workers < 1:
         raise ValueError(f"a sweep needs at least 1 worker, not {workers}")

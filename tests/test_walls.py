@@ -43,9 +43,16 @@ def test_a_detour_is_seen(copied):
 
 def circles(graph):
     """Return the modules from which imports lead back to themselves."""
-    return [module for module in graph.modules
-            if any(graph.chain_exists(importer=other, imported=module)
-                   for other in graph.find_modules_directly_imported_by(module))]
+    def reached(module):
+        found, todo = set(), [module]
+        while todo:
+            here = todo.pop()  # which may import itself, as a program that has workers does
+            new = graph.find_modules_directly_imported_by(here) - found - {here}
+            found |= new
+            todo += new
+        return found
+
+    return [module for module in graph.modules if module in reached(module)]
 
 
 def test_no_imports_lead_in_a_circle():

@@ -17,16 +17,11 @@ from sklearn.covariance import shrunk_covariance
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from .base import check_range
 from ..roles import ReservedSet
 from ..models.text import Classifier
 from ..probing import hidden_states
 from ..training import cross_entropy
-
-# %% ../../chapters/07_anomalies.ipynb #c07-009
-def _in_range(settings, holds):
-    if not holds:
-        raise ValueError(f"cannot go on with {settings}: a field is out of "
-                         "its range")
 
 # %% ../../chapters/07_anomalies.ipynb #c07-010
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class DetectorSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        _in_range(self, 0 < self.shrinkage <= 1 and 0 < self.fpr < 1
+        check_range(self, 0 < self.shrinkage <= 1 and 0 < self.fpr < 1
                   and 0 <= self.weight <= 1 and self.layers >= 1)
 
 # %% ../../chapters/07_anomalies.ipynb #c07-012

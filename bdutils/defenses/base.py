@@ -22,6 +22,20 @@ from ..roles import DefenderView
 from ..training import PictureSettings, TrainSettings, untrained
 
 
+def check_range(settings: object, holds: bool) -> None:
+    """Refuse settings that cannot be meant.
+
+    Args:
+        settings: Of a defense.
+        holds: Whether each of its fields is in its range.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    if not holds:
+        raise ValueError(f"cannot go on with {settings}: a field is out of its range")
+
+
 class Predictor(Protocol):
     """What can be measured: a model, or a model behind a guard."""
 

@@ -20,14 +20,13 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from .base import Case, Outcome, repair
+from .base import Case, Outcome, check_range, repair
 from ..roles import DefenderView, Examples, ReservedSet
 from bdutils.defenses.anomaly import (
     Charge,
     Detector,
     DetectorSettings,
     Flags,
-    _in_range,
     charges,
     detect,
     fit_detector,
@@ -92,7 +91,7 @@ class AdapterSettings(DetectorSettings):
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
         super().__post_init__()
-        _in_range(self, self.lr > 0 and self.steps >= 0 and min(
+        check_range(self, self.lr > 0 and self.steps >= 0 and min(
             self.rank, self.batch_size, self.passes) >= 1)
 
 # %% ../../chapters/08_dup.ipynb #c08-024
@@ -141,7 +140,7 @@ class DUPSettings(PushSettings):
     def __post_init__(self) -> None:
         """Refuse what can neither look nor end."""
         super().__post_init__()
-        _in_range(self, min(self.tail, self.least) >= 1 and self.alpha > 0
+        check_range(self, min(self.tail, self.least) >= 1 and self.alpha > 0
                   and all(x >= 0 for x in (
                       self.look, self.push, self.keep, self.slack,
                       self.max_loss, self.watched)))

@@ -225,9 +225,7 @@ def kept(path: Path) -> dict | None:
     """Read one record if it is there and whole; else its run is still to be made.
 
     Args:
-        path: see `read`.
-
-    Source: ours.
+        path: See `read`.
     """
     try:
         return read(path)
