@@ -3,14 +3,20 @@
 import ast
 import builtins
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from tools import margins, processors, reports, watch
+from tools import assertions, margins, processors, reports, watch
 
+ROOT = Path(__file__).resolve().parent.parent
 CHAPTER = "chapters/01.ipynb"
 
 
@@ -199,3 +205,41 @@ def test_a_setting_hides_the_others_and_shares_only_the_assets(cache, monkeypatc
     assert variables["OMP_NUM_THREADS"] == "2" and variables["ATEN_CPU_CAPABILITY"] == "avx2"
     assert "MKL_CBWR" not in variables and variables["BDUTILS_CACHE"] == str(folder)
     assert len(processors.SETTINGS) >= 5
+
+
+# ------------------------------------------------------------- assertions of tests
+
+
+def asserted(folder, name, *values):
+    """Write a log as the plugin does, of one assertion that is passed several times."""
+    log = folder / f"assertions-{name}.jsonl"
+    item = SimpleNamespace(nodeid="tests/test_x.py::test_y")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(assertions.LOG, str(log))
+        for value in values:
+            assertions.pytest_assertion_pass(item, 7, "rate < 0.5", f"{value} < 0.5\n  + where")
+        assertions.pytest_assertion_pass(item, 8, "a == b", "1.25 == 1.25")
+    return log
+
+
+def test_assertions_that_come_too_close_are_named(tmp_path, capsys):
+    logs = [asserted(tmp_path, "one", 0.1, 0.2), asserted(tmp_path, "two", 0.2, 0.2)]
+    first, = assertions.moving(logs)  # the second time nothing moved
+    assert first["lowest"] == pytest.approx(-0.4) and first["ratio"] == pytest.approx(3)
+    assert assertions.report(logs, 2.0) == 0
+    logs = [asserted(tmp_path, "three", 0.1), asserted(tmp_path, "four", 0.45)]
+    assert assertions.report(logs, 2.0) == 1
+    assert "tests/test_x.py::test_y:7: rate < 0.5" in capsys.readouterr().out
+
+
+def test_the_plugin_sees_what_a_real_test_compares(tmp_path):
+    (tmp_path / "test_it.py").write_text("def test_it():\n    assert 0.25 < 1 and 3 >= 2.5\n")
+    log = tmp_path / "log"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "tools.assertions", "-p", "no:cacheprovider",
+         "-o", "enable_assertion_pass_hook=true", "-c", os.devnull, "--rootdir", str(tmp_path),
+         str(tmp_path)], cwd=ROOT, env={**os.environ, assertions.LOG: str(log)},
+        capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    line, = map(json.loads, log.read_text().splitlines())
+    assert line["pairs"] == [[0.25, "<", 1.0], [3.0, ">=", 2.5]]

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from bdutils.assets import cache_dir
 
-from . import margins, reports, watch
+from . import assertions, margins, reports, watch
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS: dict[str, dict[str, str]] = {
@@ -114,6 +114,13 @@ def run(step: str, setting: str, threads: int, options: argparse.Namespace) -> d
             log.unlink(missing_ok=True)
             watched = margins.profile(Path(folder))
             variables |= {"IPYTHONDIR": str(watched), watch.LOG: str(log)}
+        else:
+            log = out / f"assertions-{setting}-{threads}.jsonl"
+            if step == "tests":
+                log.unlink(missing_ok=True)
+            variables |= {assertions.LOG: str(log)}
+            arguments = [*arguments, "-p", "tools.assertions", "-o",
+                         "enable_assertion_pass_hook=true"]
         report = Path(folder) / "report.xml"
         command = ["-q", f"--junitxml={report}", *arguments, *options.extra]
         status = pytest(command, variables, options.minutes)
@@ -176,7 +183,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(reports.table(reports.records(options.folders, list(SETTINGS))))
     else:
         records = reports.records(options.folders, list(SETTINGS))
-        return margins.main(options.folders, records, ROOT)
+        logs = [log for folder in options.folders
+                for log in sorted(folder.glob("assertions-*.jsonl"))]
+        close = assertions.report(logs, margins.LEAST)
+        return max(margins.main(options.folders, records, ROOT), min(close, 1))
     return 0
 
 

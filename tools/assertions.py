@@ -1,0 +1,67 @@
+"""A plugin of pytest: logs the numbers in assertions that held, and lays such logs side by side.
+
+`tools.processors run tests` loads it. A test whose numbers move with the processor must keep away
+from its limit; `python -m tools.processors margins` names those that come too close.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+LOG = "BDUTILS_ASSERTIONS"
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
+_PAIR = re.compile(rf"(?<![\w.])({_NUMBER}) (<=?|>=?) ({_NUMBER})(?![\w.])")
+
+
+def pytest_assertion_pass(item: Any, lineno: int, orig: str, expl: str) -> None:
+    """Write the pairs of numbers that an assertion compared, if it compared any."""
+    log = os.environ.get(LOG)
+    pairs = [(float(left), sign, float(right))
+             for left, sign, right in _PAIR.findall(expl.partition("\n")[0])]
+    if log and pairs:
+        line = {"test": item.nodeid, "line": lineno, "assert": orig, "pairs": pairs}
+        with open(log, "a", encoding="utf8") as file:  # several workers append whole lines
+            file.write(json.dumps(line) + "\n")
+
+
+def moving(logs: list[Path]) -> list[dict]:
+    """Compare the logs of several settings.
+
+    Args:
+        logs: one file for each setting.
+
+    Returns:
+        One entry for each pair of numbers whose difference moves: `lowest` and `highest` of left
+        less right, and `ratio`, the least distance from 0 over the spread.
+    """
+    found: dict[tuple, list[float]] = {}
+    for log in logs:
+        times: Counter = Counter()  # the first time that a loop comes by beside the first
+        for line in map(json.loads, log.read_text(encoding="utf8").splitlines()):
+            where = (line["test"], line["line"], line["assert"])
+            times[where] += 1
+            for place, (left, _, right) in enumerate(line["pairs"]):
+                found.setdefault((*where, times[where], place), []).append(left - right)
+    entries = []
+    for (test, number, text, *_), slacks in found.items():
+        spread = max(slacks) - min(slacks)
+        if spread > 0:
+            entries.append({"test": test, "line": number, "assert": text, "lowest": min(slacks),
+                            "highest": max(slacks), "ratio": min(map(abs, slacks)) / spread})
+    return sorted(entries, key=lambda entry: entry["ratio"])
+
+
+def report(logs: list[Path], least: float) -> int:
+    """Print the assertions that come too close to their limits; return how many they are."""
+    entries = moving(logs)
+    close = [entry for entry in entries if entry["ratio"] < least]
+    for entry in close:
+        print("{test}:{line}: {assert}: from {lowest:.4g} to {highest:.4g} off its limit, "
+              "{ratio:.2f} spreads".format(**entry))
+    print(f"{len(entries)} assertions of tests move over {len(logs)} runs, {len(close)} too far")
+    return len(close)
