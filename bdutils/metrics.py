@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean, stdev
+
+from scipy.stats import binomtest, t
+from sklearn.metrics import roc_auc_score
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,8 @@ def wilson(hits: int, n: int, level: float = 0.95) -> Rate:
     """
     if not 0 <= hits <= n or n < 1:
         raise ValueError(f"cannot make a rate of {hits} out of {n}: nothing was counted")
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    p = hits / n
-    center = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At the two ends the exact bounds are 0 and 1; rounding would miss them by a hair.
-    low = 0.0 if hits == 0 else center - half
-    return Rate(p, n, low, 1.0 if hits == n else center + half)
+    found = binomtest(hits, n).proportion_ci(level, method="wilson")
+    return Rate(hits / n, n, float(found.low), float(found.high))
 
 
 def _share(hits: Sequence[bool]) -> Rate:
@@ -208,19 +206,9 @@ def auroc(scores: Sequence[float], poisoned: Sequence[bool]) -> float:
     Source: the Mann-Whitney form of the area under the ROC curve.
     """
     _same_length(scores, poisoned)
-    bad = sorted(float(s) for s, p in zip(scores, poisoned, strict=True) if p)
-    good = sorted(float(s) for s, p in zip(scores, poisoned, strict=True) if not p)
-    if not bad or not good:
+    if not 0 < sum(map(bool, poisoned)) < len(poisoned):
         raise ValueError("AUROC needs poisoned and clean rows")
-    below = equal = wins = 0
-    for score in bad:  # both lists are sorted, so the two counters only move up
-        while below < len(good) and good[below] < score:
-            below += 1
-        equal = max(equal, below)
-        while equal < len(good) and good[equal] == score:
-            equal += 1
-        wins += below + (equal - below) / 2
-    return wins / (len(bad) * len(good))
+    return float(roc_auc_score([bool(p) for p in poisoned], [float(s) for s in scores]))
 
 
 def threshold_at_fpr(clean_scores: Sequence[float], fpr: float) -> float:
@@ -241,26 +229,22 @@ def threshold_at_fpr(clean_scores: Sequence[float], fpr: float) -> float:
     return ordered[len(ordered) - 1 - math.floor(fpr * len(ordered))]
 
 
-# Two-sided 95 % points of Student's t for 1 to 10 degrees of freedom: (seeds - 1).
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-
-
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Return the mean over seeds and its 95 % t interval.
 
     Args:
-        values: One number a seed, 2 to 11 of them.
+        values: One number a seed, 2 or more.
 
     Returns:
         Mean, low, high; not clipped to [0, 1].
 
     Raises:
-        ValueError: For another number of seeds.
+        ValueError: For fewer than two.
 
     Source: Student 1908.
     """
-    if not 2 <= len(values) <= len(_T95) + 1:
-        raise ValueError(f"a t interval needs 2 to {len(_T95) + 1} seeds, not {len(values)}")
+    if len(values) < 2:
+        raise ValueError(f"a t interval needs 2 seeds or more, not {len(values)}")
     mean = fmean(values)
-    half = _T95[len(values) - 2] * stdev(values) / math.sqrt(len(values))
+    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half

@@ -118,8 +118,8 @@ def test_tpr_fpr():
 
 def test_t_interval():
     mean, low, high = metrics.mean_interval([1.0, 2.0, 3.0])
-    assert (mean, high - mean) == (2.0, pytest.approx(4.303 / math.sqrt(3)))
-    assert low == pytest.approx(2 - 4.303 / math.sqrt(3))
+    assert (mean, high - mean) == (2.0, pytest.approx(4.302653 / math.sqrt(3)))
+    assert low == pytest.approx(2 - 4.302653 / math.sqrt(3))
 
 
 @pytest.mark.parametrize("call", [
