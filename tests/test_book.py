@@ -58,7 +58,7 @@ def test_nothing_that_was_fetched_or_trained_is_in_the_repository():
         pytest.skip("this is not a clone")
     tracked = [ROOT / name for name in listed.stdout.split("\0") if name]
     assert {path.relative_to(ROOT).parts[0] for path in tracked if path.parent != ROOT} == {
-        ".ci", ".github", "_ext", "_static", "bdutils", "chapters", "data", "tests"}
+        ".ci", ".github", "_ext", "_static", "bdutils", "benchmarks", "chapters", "data", "tests"}
     assert [path for path in tracked if path.is_file() and path.stat().st_size > 1_000_000] == []
     assert not {path.suffix for path in tracked} & {
         ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gz", ".lock", ".whl", ".parquet"}
