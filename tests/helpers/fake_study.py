@@ -30,7 +30,7 @@ def perform(study: str, run: FakeRun, benchmark: Path | None = None) -> dict:
     while run.kind == "gated" and not (folder / run.name).exists() and folder.exists():
         time.sleep(0.01)
     if run.kind == "busy":
-        sum(i * i for i in range(30_000_000))
+        sum(i * i for i in range(200_000_000))
     return results.record(
         study=study, name=run.name, method="fake", task="toy", scale="small", settings={},
         data="0" * 16, seed=0, command="-", seconds={},
