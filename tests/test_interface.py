@@ -67,7 +67,7 @@ def test_every_defense_for_pictures_does_with_what_the_protocol_allows(attacked,
     state = attacked.classifier.model.state_dict
     before = {name: value.clone() for name, value in state().items()}
     found = repair(settings, runs.case_of(attacked, settings))
-    assert isinstance(found, Outcome) and found.verdict and sum(found.seconds.values()) > 0
+    assert isinstance(found, Outcome) and found.verdict and found.seconds
     assert len(found.model.predict(attacked.train.texts)) == len(attacked.train)
     assert all(torch.equal(value, before[name])
                for name, value in state().items())

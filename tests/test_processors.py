@@ -242,4 +242,12 @@ def test_the_plugin_sees_what_a_real_test_compares(tmp_path):
         capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     line, = map(json.loads, log.read_text().splitlines())
-    assert line["pairs"] == [[0.25, "<", 1.0], [3.0, ">=", 2.5]]
+    assert line["pairs"] == [[0.25, 1.0], [3.0, 2.5]]
+
+
+@pytest.mark.parametrize("shown, wanted", [
+    ("0.25 < (0.1 * 5)", [(0.25, 0.5)]), ("(0.5 / 2) >= -np.float64(1e-3)", []),
+    ("np.float64(0.25) > tensor(0.5)", [(0.25, 0.5)]), ("len([1, 2]) < 3", []),
+    ("(0.5 < 1 and 'a' < 'b')", [(0.5, 1.0)]), ("<object at 0x1> < 2", [])])
+def test_the_numbers_of_an_explanation(shown, wanted):
+    assert assertions.pairs(shown) == wanted

@@ -6,25 +6,55 @@ from its limit; `python -m tools.processors margins` names those that come too c
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import os
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 LOG = "BDUTILS_ASSERTIONS"
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
-_PAIR = re.compile(rf"(?<![\w.])({_NUMBER}) (<=?|>=?) ({_NUMBER})(?![\w.])")
+ORDERS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+
+
+def value(node: ast.expr) -> float:
+    """Return what an explained operand comes to, such as `0.1 * 2.5` or `np.float64(0.25)`.
+
+    Args:
+        node: Of the explanation, in which pytest has put values for names and calls.
+
+    Raises:
+        ValueError: If it is no arithmetic on numbers.
+    """
+    if isinstance(node, ast.Call) and len(node.args) == 1:  # how a scalar of a library looks
+        node = node.args[0]
+    parts = [*ast.walk(node)]
+    allowed = (ast.Constant, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop)
+    if not all(isinstance(part, allowed) for part in parts):
+        raise ValueError("no arithmetic")
+    return float(eval(compile(ast.Expression(node), "explanation", "eval"), {}))
+
+
+def pairs(explanation: str) -> list[tuple[float, float]]:
+    """Return the numbers that stand left and right of each < and > of an explanation."""
+    try:
+        tree = ast.parse(explanation, mode="eval")
+    except (SyntaxError, ValueError):  # values that are shown by no expression
+        return []
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], ORDERS):
+            with contextlib.suppress(TypeError, ValueError, ArithmeticError):
+                found.append((value(node.left), value(node.comparators[0])))
+    return found
 
 
 def pytest_assertion_pass(item: Any, lineno: int, orig: str, expl: str) -> None:
     """Write the pairs of numbers that an assertion compared, if it compared any."""
-    log = os.environ.get(LOG)
-    pairs = [(float(left), sign, float(right))
-             for left, sign, right in _PAIR.findall(expl.partition("\n")[0])]
-    if log and pairs:
-        line = {"test": item.nodeid, "line": lineno, "assert": orig, "pairs": pairs}
+    log, found = os.environ.get(LOG), pairs(expl.partition("\n")[0])
+    if log and found:
+        line = {"test": item.nodeid, "line": lineno, "assert": orig, "pairs": found}
         with open(log, "a", encoding="utf8") as file:  # several workers append whole lines
             file.write(json.dumps(line) + "\n")
 
@@ -45,7 +75,7 @@ def moving(logs: list[Path]) -> list[dict]:
         for line in map(json.loads, log.read_text(encoding="utf8").splitlines()):
             where = (line["test"], line["line"], line["assert"])
             times[where] += 1
-            for place, (left, _, right) in enumerate(line["pairs"]):
+            for place, (left, right) in enumerate(line["pairs"]):
                 found.setdefault((*where, times[where], place), []).append(left - right)
     entries = []
     for (test, number, text, *_), slacks in found.items():
