@@ -107,16 +107,23 @@ def last_layer(model: nn.Module, num_labels: int) -> nn.Linear:
 @torch.no_grad()
 def inputs_of(classifier: Model, layer: nn.Linear, texts: Sequence
               ) -> Tensor:
-    """Return what comes into a layer, a row for each text or picture."""
-    given: list[Tensor] = []
+    """Return what comes into a layer, a row for each text or picture.
+
+    A decoder's last layer answers at every token, and one of them counts.
+    """
+    given: list[tuple[Tensor, Tensor]] = []
     hook = layer.register_forward_hook(
-        lambda _, inputs, __: given.append(inputs[0]))
+        lambda _, inputs, answers: given.append((inputs[0], answers)))
     found = torch.empty(len(texts), layer.in_features,
                         device=layer.weight.device)
     classifier.model.eval()
     for rows, batch in classifier.batches(classifier.encode(texts), 256):
-        classifier.model(**batch)
-        found[rows] = given.pop()
+        logits = classifier.model(**batch).logits
+        inputs, answers = given.pop()
+        if inputs.dim() == 3:  # (b, T, d)
+            at = (answers - logits[:, None]).abs().sum(2).argmin(1)
+            inputs = inputs[torch.arange(len(at)), at]
+        found[rows] = inputs
     hook.remove()
     return found
 
@@ -204,7 +211,8 @@ def sharp_loss(model: nn.Module, rho: float) -> Callable:
         weights = {name: p for name, p in model.named_parameters()
                    if p.requires_grad}
         slopes = torch.autograd.grad(cross_entropy(outputs, batch),
-                                     list(weights.values()))
+                                     list(weights.values()),
+                                     materialize_grads=True)
         sizes = [p.detach().abs() for p in weights.values()]
         scaled = [t * g for t, g in zip(sizes, slopes)]
         length = torch.stack([s.pow(2).sum() for s in scaled]).sum().sqrt()
