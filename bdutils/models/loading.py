@@ -63,6 +63,9 @@ def finished_model(source: str) -> Loaded:
         kinds = config.architectures or []
         if kinds and not any("SequenceClassification" in kind for kind in kinds):
             raise _NoClassifier(f"it is a {kinds[0]}")
+        written, _ = PretrainedConfig.get_config_dict(source)
+        if not {"id2label", "num_labels"} & written.keys():
+            config.num_labels = 2  # the usual number is not written, and BART's own default is 3
         if config.num_labels < 2:
             raise _NoClassifier("it gives one number and no classes")
 
