@@ -14,9 +14,11 @@ away.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import Protocol
+
+from torch import nn
 
 from ..metrics import REFUSED
 from ..models.adopt import architecture, check_classes, require_float32
@@ -70,13 +72,15 @@ class Case:
         Raises:
             ValueError: If the pretrained encoder below the suspected model is not known.
         """
-        source = getattr(self.classifier, "source", None)
-        kind = getattr(self.classifier.model.config, "model_type", "bert")
-        if source is None and kind != "bert":
-            raise ValueError(f"a new {architecture(self.classifier.model)} is trained from its "
-                             "pretrained encoder, which is not known: set `source` of the "
-                             "classifier to a folder or hub id")
-        return untrained(self.view.reserved, training, source)
+        given = self.classifier
+        if isinstance(given, PictureClassifier):
+            return replace(given.anew(training.seed), pad=training.pad, flip=training.flip)
+        made = untrained(self.view.reserved, training, given.source)
+        if _shape(made.model) != _shape(given.model):
+            raise ValueError(f"a new {architecture(given.model)} is trained from its pretrained "
+                             "encoder, and which that was is not known: set `source` of the "
+                             "classifier to its folder or hub id")
+        return made
 
     @property
     def looks(self) -> dict[str, Callable]:
@@ -142,6 +146,11 @@ repair.register = _register
 repair.dispatch = _method.dispatch
 
 
+def _shape(model: nn.Module) -> tuple:
+    sizes = ("hidden_size", "num_hidden_layers")
+    return type(model).__name__, *(getattr(model.config, size, None) for size in sizes)
+
+
 def _check_model(case: Case) -> None:
     """Call the suspected model once, so that one that cannot be called is refused at once."""
     model, rows = case.classifier, case.view.reserved
@@ -150,6 +159,11 @@ def _check_model(case: Case) -> None:
     if lacks:
         raise TypeError(f"a defense works on a `Classifier` or `PictureClassifier`, not on a "
                         f"{type(model).__name__}, which has no {lacks[0]}")
+    network = type(model.model).__name__
+    if not hasattr(model.model, "device") or not hasattr(
+            getattr(model.model, "config", None), "num_labels"):
+        raise TypeError(f"the network {network} needs `device` and `config.num_labels` beside its "
+                        "forward: defenses read them")
     require_float32(model.model)
     check_classes(model, rows.label_names)
     some = rows.take(range(min(2, len(rows)))).texts
@@ -157,10 +171,10 @@ def _check_model(case: Case) -> None:
         shape = tuple(model.logits(some).shape)
     except Exception as error:  # whatever a reader's network raises
         takes = "pixel_values" if rows.are_pictures else "input_ids and attention_mask"
-        raise ValueError(f"the network {type(model.model).__name__} cannot be called "
+        raise ValueError(f"the network {network} cannot be called "
                          f"({_short(error)}): it must take {takes} and return `logits`") from error
     if shape != (len(some), rows.num_labels):
-        raise ValueError(f"the network {type(model.model).__name__} gives logits of shape {shape} "
+        raise ValueError(f"the network {network} gives logits of shape {shape} "
                          f"for {len(some)} samples of {rows.num_labels} classes")
 
 

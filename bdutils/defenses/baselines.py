@@ -22,6 +22,7 @@ from ..roles import DefenderView, ReservedSet
 from ..models.image import PictureClassifier
 from ..training import PictureSettings
 from ..metrics import cacc
+from ..models.adopt import layers_of
 from ..models.text import Classifier
 from ..training import TrainSettings, cross_entropy, train
 
@@ -142,9 +143,15 @@ def silenced(classifier: Model, channels: Sequence[int]) -> Model:
 
     They stay so in any training, because `relu` has no slope at zero.
 
+    Raises:
+        ValueError: If the network has no last norm.
+
     Source: Liu et al. 2018.
     """
     quiet = twin(classifier)
+    if not hasattr(quiet.model, "norm"):
+        raise ValueError("pruning zeroes channels of the last norm, which "
+                         "this network does not have as `norm`")
     for weight in (quiet.model.norm.weight, quiet.model.norm.bias):
         weight.data[list(channels)] = 0.0
     return quiet
@@ -177,7 +184,7 @@ def attention_maps(outputs: ModelOutput) -> list[Tensor]:
     Source: Li et al. 2021, after Zagoruyko and Komodakis 2017.
     """
     return [F.normalize(maps.pow(2).sum(1).flatten(1), dim=1)
-            for maps in outputs.hidden_states]
+            for maps in layers_of(outputs)]
 
 # %% ../../chapters/10_baselines.ipynb #c10-045
 def nad(classifier: Model, clean: ReservedSet, training: Training,

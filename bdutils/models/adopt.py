@@ -173,8 +173,10 @@ def lora_targets(model: nn.Module, wanted: Sequence[str] | None,
     for maps in ATTENTION_MAPS:
         if names.issuperset(maps):
             return list(maps)
+    head = {name.split(".")[-1] for part in head_modules(model)
+            for name, _ in getattr(model, part).named_modules(prefix=part)}
     raise ValueError(f"{architecture(model)} has no linear maps of query, key and value that LoRA "
-                     f"could adapt: name others with modules=(...), of {sorted(names)[:4]}")
+                     f"could adapt: name others, such as modules={tuple(sorted(names - head)[:2])}")
 
 
 def head_modules(model: nn.Module) -> list[str]:
