@@ -187,7 +187,7 @@ def test_a_model_is_made_ready(model, folders, tmp_path, name):
 def test_the_head_is_fresh_even_where_the_source_has_one(folders, name):
     kept = load_file(folders(name) / "model.safetensors")
     parts = [{key: value for key, value in Classifier.new(
-        2, source=str(folders(name)), seed=seed).model.state_dict().items()
+        2, source=str(folders(name)), seed=seed, max_length=16).model.state_dict().items()
         if value.dim() == 2} for seed in (0, 0, 1)]
     head = adopt.head_modules(Classifier.load(folders(name)).model)
     for key, value in parts[0].items():
@@ -310,7 +310,7 @@ def test_a_checkpoint_without_a_head_is_no_finished_model(tmp_path, name, kind, 
     with pytest.raises(ValueError, match="is no finished classifier") as no:
         Classifier.load(folder)
     one_sentence(str(no.value).replace(str(folder), "m"))
-    assert Classifier.new(2, source=str(folder)).predict(TEXTS[:2])
+    assert Classifier.new(2, source=str(folder), max_length=9).predict(TEXTS[:2])
 
 
 def test_a_regression_is_no_classifier(tmp_path):
@@ -378,8 +378,9 @@ def test_classes_in_another_order_are_refused_or_reordered(folders, tmp_path, to
     evaluation.evaluate(right, toy_task, "badnets")
     with pytest.raises(ValueError, match="leave label_names out"):
         Classifier.load(folder, label_names=("good", "bad"))
+    three = Classifier.new(3, source=str(folder), max_length=9)
     with pytest.raises(ValueError, match="gives 3 classes and the data has 2"):
-        repair(METHODS["FT"], Case(Classifier.new(3, source=str(folder)), VIEW, QUICK))
+        repair(METHODS["FT"], Case(three, VIEW, QUICK))
 
 
 def test_maps_for_lora(model):

@@ -166,6 +166,7 @@ def _check_model(case: Case) -> None:
                         "forward: defenses read them")
     require_float32(model.model)
     check_classes(model, rows.label_names)
+    model.model.eval()  # else it would go on with dropout, and its BatchNorm would learn
     some = rows.take(range(min(2, len(rows)))).texts
     try:
         shape = tuple(model.logits(some).shape)
@@ -202,4 +203,4 @@ def _check_outcome(found: object, name: str, case: Case) -> None:
 
 def _short(error: Exception) -> str:
     text = " ".join(f"{type(error).__name__} {error}".split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= 70 else f"{text[:67]}..."

@@ -433,8 +433,9 @@ def _require(classifier, view, settings):
     if view.pool.are_pictures:
         raise ValueError("DUP follows tokens from layer to layer, and images "
                          "have none: use NT-ML")
+    long = max(classifier.encode(view.reserved.texts[:8]), key=len)
     if settings.pooling == "cls" and adopt.first_token_is_blind(
-            classifier.model, classifier.encode(view.reserved.texts[:1])[0]):
+            classifier.model, long):
         raise ValueError("the first token of a decoder sees no other one: "
                          "take pooling='last'")
     names = {view.pool.label_names, view.reserved.label_names}

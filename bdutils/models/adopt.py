@@ -138,7 +138,7 @@ def first_token_is_blind(model: nn.Module, ids: Sequence[int]) -> bool:
         model: Of `transformers`.
         ids: Of a text, as the tokenizer gives them.
     """
-    if len(ids) < 2:
+    if len(ids) < 3:
         return False
     changed = [ids[0], next((i for i in ids if i != ids[1]), ids[1]), *ids[2:]]
     batch = torch.tensor([list(ids), changed], device=model.device)
@@ -175,8 +175,9 @@ def lora_targets(model: nn.Module, wanted: Sequence[str] | None,
             return list(maps)
     head = {name.split(".")[-1] for part in head_modules(model)
             for name, _ in getattr(model, part).named_modules(prefix=part)}
+    others = tuple(sorted(names - head)[:2])
     raise ValueError(f"{architecture(model)} has no linear maps of query, key and value that LoRA "
-                     f"could adapt: name others, such as modules={tuple(sorted(names - head)[:2])}")
+                     f"could adapt: name others, such as modules={others}")
 
 
 def head_modules(model: nn.Module) -> list[str]:
@@ -273,7 +274,9 @@ def _pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.pad_token = spare
     # Decoders look for the last token that is no padding, by the number in the configuration.
     model.config.pad_token_id = tokenizer.pad_token_id
-    if _position_tables(model):
+    if getattr(model.config, "summary_type", None) == "last":
+        tokenizer.padding_side = "left"  # XLNet's answer is read at the last place
+    elif _position_tables(model):
         tokenizer.padding_side = "right"
 
 

@@ -132,7 +132,7 @@ def _check_folder(folder: Path) -> None:
 def _told(source: str, error: Exception) -> Exception:
     """Return what to raise in place of a library's error."""
     cause = " ".join(str(error).split())
-    short = cause if len(cause) <= 120 else f"{cause[:117]}..."
+    short = cause if len(cause) <= 80 else f"{cause[:77]}..."
     if isinstance(error, SafetensorError):
         return ValueError(f"the weights of {source} are damaged or cut short ({short}): copy "
                           "them again")
