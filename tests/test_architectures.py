@@ -379,8 +379,11 @@ def test_classes_in_another_order_are_refused_or_reordered(folders, tmp_path, to
     with pytest.raises(ValueError, match="leave label_names out"):
         Classifier.load(folder, label_names=("good", "bad"))
     three = Classifier.new(3, source=str(folder), max_length=9)
-    with pytest.raises(ValueError, match="gives 3 classes and the data has 2"):
-        repair(METHODS["FT"], Case(three, VIEW, QUICK))
+    for use in (lambda m: repair(METHODS["FT"], Case(m, VIEW, QUICK)),
+                lambda m: train(m, VIEW.pool, QUICK)):
+        with pytest.raises(ValueError, match="gives 3 classes and the data has 2") as no:
+            use(three)
+        one_sentence(no.value)
 
 
 def test_maps_for_lora(model):
