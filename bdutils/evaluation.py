@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 
 from safetensors.torch import load_file
 
 from . import scale
-from .assets import cache_dir, entry
+from .assets import cache_dir, entry, sha256_of
 from .attacks.images import PICTURE_TRIGGERS, PictureTrigger, learned
 from .attacks.text import (
     TRIGGERS,
@@ -27,6 +26,7 @@ from .attacks.text import (
 )
 from .distributed import entry_together
 from .metrics import Rate, asr, cacc, pacc, ra, refused
+from .models.adopt import check_classes
 from .models.image import PictureClassifier, write_weights
 from .models.text import Classifier, encoder_source
 from .roles import DefenderView, Examples, Task, TrainingSet
@@ -102,17 +102,19 @@ def victim(task: Task, attack: str | Trigger | None = "badnets", *,
         task: The data; its training role is poisoned.
         attack: Name of a built-in trigger, any other trigger, or None for a clean model.
         settings: Of the training; those of the scale in force if None.
-        encoder: See `models.encoder_source`; pictures have none.
+        encoder: See `models.text.encoder_source`; pictures have none.
         **poisoning: Fields of `PoisonSettings`, such as poison_rate and target_label.
 
     Returns:
         The model in evaluation mode, with data and truth.
 
     Raises:
-        ValueError: For an unknown attack or settings that cannot be met.
+        ValueError: For an unknown attack or encoder, or settings that cannot be met.
 
     Source: Gu et al. 2017; training as in `training.train`.
     """
+    if task.train.are_pictures and encoder is not None:
+        raise ValueError(f"the networks for images have no encoder: leave {encoder!r} out")
     settings = settings or settings_for(task)
     rows, truth = task.train, None
     if attack is not None:
@@ -139,7 +141,10 @@ def victim(task: Task, attack: str | Trigger | None = "badnets", *,
         kept.unlink(missing_ok=True)
     report = TrainReport(**json.loads((folder / "training.json").read_text(encoding="utf8")))
     kind = PictureClassifier if rows.are_pictures else Classifier
-    return Victim(kind.load(folder), task, rows, truth, settings, report)
+    model = kind.load(folder)
+    if isinstance(model, Classifier):
+        model.source = source
+    return Victim(model, task, rows, truth, settings, report)
 
 
 def _poisoned(train: TrainingSet, attack: str | Trigger | PictureTrigger,
@@ -182,8 +187,12 @@ def evaluate(model: Classifier, task: Task, trigger: str | Trigger | PictureTrig
         clean_model: Gives the floor of the ASR and the PACC to aim at.
         every_class: Mark rows of the target class too, which PACC needs.
 
+    Raises:
+        ValueError: For an unknown attack, or a model of other classes.
+
     Source: definitions in `metrics`.
     """
+    check_classes(model, task.test.label_names)
     trigger = (armed(trigger, task.train, target_label) if task.train.are_pictures
                else _trigger(trigger, task.train))
     marked = triggered(task.test, trigger, target_label, every_class=every_class)
@@ -220,11 +229,15 @@ def _digest(about: dict) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
-@cache
 def _identity(source: str) -> str:
     """Name an encoder by the checksum of its weights, or by its hub id."""
-    manifest = Path(source) / "manifest.json"
-    if not manifest.is_file():
+    folder = Path(source)
+    manifest = folder / "manifest.json"
+    if manifest.is_file():
+        return json.loads(manifest.read_text(encoding="utf8"))["sha256"]["model.safetensors"]
+    if not folder.is_dir():
         return source
-    return json.loads(manifest.read_text(encoding="utf8"))["sha256"]["model.safetensors"]
-
+    # A reader's own folder may change: its content counts, not its place.
+    files = [path for path in sorted(folder.iterdir())
+             if path.suffix in (".safetensors", ".json", ".txt", ".model")]
+    return _digest({path.name: sha256_of(path) for path in files})

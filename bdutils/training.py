@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 from . import scale as current_scale
 from .checkpoints import Checkpoint
 from .distributed import Team
+from .models.adopt import check_classes, require_float32
 from .models.image import PictureClassifier
 from .models.text import Classifier
 from .roles import Examples, Task
@@ -215,10 +216,13 @@ def train(classifier: Classifier, examples: Examples, settings: TrainSettings, *
     Raises:
         FloatingPointError: If the loss is no longer a number.
         ImportError: If there are several processes and no `accelerate`.
-        ValueError: If `checkpoint` is of another run.
+        ValueError: If `checkpoint` is of another run, the weights are in half precision, or the
+            model has other classes than the examples.
 
     Source: AdamW with linear warm-up and decay as in Devlin et al. 2019.
     """
+    require_float32(classifier.model)
+    check_classes(classifier, examples.label_names)
     model, device = classifier.model, classifier.model.device
     encoded, labels = classifier.encode(examples.texts), torch.tensor(examples.labels)
     rng = random.Random(settings.seed)

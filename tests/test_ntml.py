@@ -876,14 +876,15 @@ def test_the_variants_are_what_they_are_called_after():
 def test_a_recorded_run_gives_the_defense_few_rows_and_measures_every_stage(
         attacked, monkeypatch, name, clean):
     given, models = [], []
+    good = SimpleNamespace(predict=lambda rows: [0] * len(rows))
     monkeypatch.setattr(runs, "FEW", 12)
     stages = {"one": "first", "two": "second"}
     passed = tuple(i % 2 == 0 for i in range(len(attacked.train)))
-    result = SimpleNamespace(classifier="good", stages=stages, passed=passed, verdict="purified",
+    result = SimpleNamespace(classifier=good, stages=stages, passed=passed, verdict="purified",
                              seconds={"last": 1.0})
     monkeypatch.setattr(nt, "ntml", lambda *args: given.append(args) or result)
     for way in ("tuned", "ibau"):
-        monkeypatch.setattr(bl, way, lambda *args: given.append(args) or "good")
+        monkeypatch.setattr(bl, way, lambda *args: given.append(args) or good)
     rate = SimpleNamespace(value=0.5)
     metrics, seconds, extra = runs.defend(
         name, attacked, 3, lambda model, floor=True: models.append(model) or {"cacc": rate}, None)
@@ -892,7 +893,7 @@ def test_a_recorded_run_gives_the_defense_few_rows_and_measures_every_stage(
     assert args[0] is attacked.classifier and settings.seed == 3
     assert view.pool is (attacked.train if name.startswith("ntml") else None)
     assert len(view.reserved) == clean == metrics["clean"]
-    assert models[-2:] in ([attacked.classifier, "good"], ["good", attacked.classifier])
+    assert models[-2:] in ([attacked.classifier, good], [good, attacked.classifier])
     if name.startswith("ntml"):
         assert extra["history"] == [{"stage": stage, "cacc": 0.5} for stage in stages]
         poisoned = attacked.truth.poisoned

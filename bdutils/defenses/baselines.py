@@ -22,6 +22,7 @@ from ..roles import DefenderView, ReservedSet
 from ..models.image import PictureClassifier
 from ..training import PictureSettings
 from ..metrics import cacc
+from ..models.adopt import layers_of
 from ..models.text import Classifier
 from ..training import TrainSettings, cross_entropy, train
 
@@ -107,16 +108,23 @@ def last_layer(model: nn.Module, num_labels: int) -> nn.Linear:
 @torch.no_grad()
 def inputs_of(classifier: Model, layer: nn.Linear, texts: Sequence
               ) -> Tensor:
-    """Return what comes into a layer, a row for each text or picture."""
-    given: list[Tensor] = []
+    """Return what comes into a layer, a row for each text or picture.
+
+    A decoder's last layer answers at every token, and one of them counts.
+    """
+    given: list[tuple[Tensor, Tensor]] = []
     hook = layer.register_forward_hook(
-        lambda _, inputs, __: given.append(inputs[0]))
+        lambda _, inputs, answers: given.append((inputs[0], answers)))
     found = torch.empty(len(texts), layer.in_features,
                         device=layer.weight.device)
     classifier.model.eval()
     for rows, batch in classifier.batches(classifier.encode(texts), 256):
-        classifier.model(**batch)
-        found[rows] = given.pop()
+        logits = classifier.model(**batch).logits
+        inputs, answers = given.pop()
+        if inputs.dim() == 3:  # (b, T, d)
+            at = (answers - logits[:, None]).abs().sum(2).argmin(1)
+            inputs = inputs[torch.arange(len(at)), at]
+        found[rows] = inputs
     hook.remove()
     return found
 
@@ -135,9 +143,15 @@ def silenced(classifier: Model, channels: Sequence[int]) -> Model:
 
     They stay so in any training, because `relu` has no slope at zero.
 
+    Raises:
+        ValueError: If the network has no last norm.
+
     Source: Liu et al. 2018.
     """
     quiet = twin(classifier)
+    if not hasattr(quiet.model, "norm"):
+        raise ValueError("pruning zeroes channels of the last norm, which "
+                         "this network does not have as `norm`")
     for weight in (quiet.model.norm.weight, quiet.model.norm.bias):
         weight.data[list(channels)] = 0.0
     return quiet
@@ -170,7 +184,7 @@ def attention_maps(outputs: ModelOutput) -> list[Tensor]:
     Source: Li et al. 2021, after Zagoruyko and Komodakis 2017.
     """
     return [F.normalize(maps.pow(2).sum(1).flatten(1), dim=1)
-            for maps in outputs.hidden_states]
+            for maps in layers_of(outputs)]
 
 # %% ../../chapters/10_baselines.ipynb #c10-045
 def nad(classifier: Model, clean: ReservedSet, training: Training,
@@ -204,7 +218,8 @@ def sharp_loss(model: nn.Module, rho: float) -> Callable:
         weights = {name: p for name, p in model.named_parameters()
                    if p.requires_grad}
         slopes = torch.autograd.grad(cross_entropy(outputs, batch),
-                                     list(weights.values()))
+                                     list(weights.values()),
+                                     materialize_grads=True)
         sizes = [p.detach().abs() for p in weights.values()]
         scaled = [t * g for t, g in zip(sizes, slopes)]
         length = torch.stack([s.pow(2).sum() for s in scaled]).sum().sqrt()

@@ -41,6 +41,7 @@ from bdutils.defenses.bedkd import (
 )
 from .mapping import split_reserved
 from ..metrics import cacc
+from ..models import adopt
 from ..models.text import Classifier
 
 # %% ../../chapters/08_dup.ipynb #c08-015
@@ -74,8 +75,9 @@ class AdapterSettings(DetectorSettings):
     """Its scale, times the rank [64]."""
     lora_dropout: float = 0.1
     """Of the adapter's inputs [0.1]."""
-    modules: tuple[str, ...] = ("query", "key", "value")
-    """Linear maps that get one [of BERT query, key and value]."""
+    modules: tuple[str, ...] | None = ("query", "key", "value")
+    """Linear maps that get one; with None, or if a model has none of these
+    names, its own query, key and value [of BERT query, key and value]."""
     lr: float = 5e-5
     """Of AdamW, > 0, after a warm-up over a tenth of the steps; ours
     [5e-4]."""
@@ -156,23 +158,22 @@ def with_adapter(model: nn.Module, settings: DUPSettings) -> nn.Module:
     """Return a copy of a model with LoRA; only that and the head learn.
 
     Raises:
-        ValueError: For a map that the model lacks.
+        ValueError: For a map that the model lacks, or for one that has
+            no linear maps in its attention.
 
     Source: Hu et al. 2022 (LoRA); ranks from Hu et al. 2025.
     """
-    names = {name.split(".")[-1] for name, _ in model.named_modules()}
-    lacks = [module for module in settings.modules if module not in names]
-    if lacks:
-        raise ValueError(f"the model has no maps named {lacks}: name its own "
-                         "with modules=(...)")
     config = LoraConfig(
         r=settings.rank, lora_alpha=settings.lora_alpha, bias="none",
         lora_dropout=settings.lora_dropout, task_type=TaskType.SEQ_CLS,
-        target_modules=list(settings.modules))
+        modules_to_save=adopt.head_modules(model),
+        target_modules=adopt.lora_targets(model, settings.modules,
+                                          AdapterSettings.modules))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(settings.seed)  # of the adapter's first half
         # peft asks transformers for an attribute by its old name.
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out")  # of GPT-2
         return get_peft_model(copy.deepcopy(model), config)
 
 # %% ../../chapters/08_dup.ipynb #c08-032
@@ -429,6 +430,14 @@ def _require(classifier, view, settings):
     if view.pool is None:
         raise ValueError("DUP flags rows of a training set: give the view a "
                          "pool")
+    if view.pool.are_pictures:
+        raise ValueError("DUP follows tokens from layer to layer, and images "
+                         "have none: use NT-ML")
+    long = max(classifier.encode(view.reserved.texts[:8]), key=len)
+    if settings.pooling == "cls" and adopt.first_token_is_blind(
+            classifier.model, long):
+        raise ValueError("the first token of a decoder sees no other one: "
+                         "take pooling='last'")
     names = {view.pool.label_names, view.reserved.label_names}
     classes = {classifier.model.config.num_labels, view.reserved.num_labels}
     if len(names) > 1 or len(classes) > 1:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models.adopt import layers_of
 from ..roles import Examples, ReservedSet, TrainingSet
 from ..models.text import Classifier
 
@@ -117,7 +118,7 @@ def read_text(model: nn.Module,
     Source: Wu et al. 2025, from their code.
     """
     out = model(**inputs, output_hidden_states=True)
-    return out.logits, out.hidden_states[-1]
+    return out.logits, layers_of(out)[-1]
 
 
 Reader = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Tensor]]

@@ -155,8 +155,8 @@ def fit_head(student: Model, clean: ReservedSet, settings: PairSettings
     inputs = inputs_of(student, layer, clean.texts)
     labels = torch.tensor(clean.labels, device=inputs.device)
     rng = random.Random(settings.seed)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    for weight in layer.parameters():  # a decoder's has no bias
+        nn.init.zeros_(weight)
     optimizer = torch.optim.SGD(layer.parameters(), settings.head_lr, 0.9)
     for _ in range(settings.head_steps):
         rows = rng.choices(range(len(labels)), k=settings.clean_batch)

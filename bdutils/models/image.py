@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -126,6 +128,23 @@ class PictureClassifier:
             model = PreActResNet(config)
         return cls(model.to(pick_device(), memory_format=torch.channels_last), pad, flip)
 
+    def anew(self, seed: int) -> PictureClassifier:
+        """Return a classifier of the same network with fresh weights.
+
+        Args:
+            seed: Of the weights.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if isinstance(self.model, PreActResNet):
+                model = PreActResNet(self.model.config)
+            else:  # a reader's own
+                model = copy.deepcopy(self.model)
+                for part in model.modules():
+                    if hasattr(part, "reset_parameters"):
+                        part.reset_parameters()
+        return replace(self, model=model.to(pick_device(), memory_format=torch.channels_last))
+
     def save(self, folder: str | Path) -> None:
         """Write weights (safetensors) and shape."""
         write_weights(self.model, Path(folder) / "model.safetensors")
@@ -134,15 +153,34 @@ class PictureClassifier:
 
     @classmethod
     def load(cls, folder: str | Path) -> PictureClassifier:
-        """Load what `save` wrote."""
-        about = json.loads((Path(folder) / "network.json").read_text(encoding="utf8"))
-        lists = about.pop("network")
-        model = PreActResNet(NetworkConfig(**{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in lists.items()}))
-        model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+        """Load what `save` wrote.
+
+        Args:
+            folder: With `network.json` and `model.safetensors`.
+
+        Raises:
+            FileNotFoundError: If one of them is missing.
+            ValueError: If they are damaged or do not fit each other.
+        """
+        folder = Path(folder).expanduser()
+        for name in ("network.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} holds no {name}: give the folder that "
+                                        "`PictureClassifier.save` wrote")
+        try:
+            about = json.loads((folder / "network.json").read_text(encoding="utf8"))
+            shape = {name: tuple(value) if isinstance(value, list) else value
+                     for name, value in about.pop("network").items()}
+            model = PreActResNet(NetworkConfig(**shape))
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+            made = cls(model.eval(), **about)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError,
+                SafetensorError) as error:
+            cause = " ".join(str(error).split())[:100]
+            raise ValueError(f"{folder} does not open as a network for images ({cause}): write "
+                             "it anew with `PictureClassifier.save`") from error
         model.to(pick_device(), memory_format=torch.channels_last)
-        return cls(model.eval(), **about)
+        return made
 
     def encode(self, pictures: Pictures) -> Tensor:
         """Return the pixels, uint8 (n, C, H, W), where the model is."""

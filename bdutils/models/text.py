@@ -2,35 +2,55 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from .. import scale as current_scale
 from ..assets import AssetError, asset, entry
 from ..distributed import pick_device
+from .adopt import longest, ready, reorder
+from .loading import finished_model, fresh_model
 
 
-def encoder_source(scale: str | None = None) -> str:
-    """Return what `from_pretrained` takes for the encoder of a scale.
+def encoder_source(encoder: str | None = None) -> str:
+    """Return what `from_pretrained` takes for an encoder.
 
     Args:
-        scale: `small` (MiniLM, 22.7 M weights, from a package registry) or `full`
+        encoder: `small` (MiniLM, 22.7 M weights, from a package registry) or `full`
             (bert-base-uncased, from the hub); the scale in force if None. Or `causal` (SmolLM2,
-            134.5 M weights, also from a registry), a decoder.
+            134.5 M weights, also from a registry), a decoder. Or the reader's own: a folder or a
+            hub id.
 
     Returns:
         A folder or a hub id.
+
+    Raises:
+        ValueError: If it is none of them.
     """
-    chosen = scale or current_scale()
+    chosen = str(encoder or current_scale())
     if chosen == "causal":
         return str(entry("assets/smollm2-safetensors", _from_gguf))
-    return str(asset("minilm")) if chosen == "small" else "bert-base-uncased"
+    if chosen == "small":
+        return str(asset("minilm"))
+    if chosen in ("full", "bert-base-uncased"):
+        return "bert-base-uncased"
+    if Path(chosen).expanduser().is_dir():
+        return str(Path(chosen).expanduser())
+    if is_hub_id(chosen):
+        return chosen
+    raise ValueError(f"unknown encoder {chosen!r}: use small, full, causal, a folder that exists "
+                     "or a hub id such as ORG/NAME")
+
+
+def is_hub_id(name: str) -> bool:
+    """Tell whether a name has the form ORG/NAME of a model on the hub."""
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name))
 
 
 @dataclass
@@ -38,11 +58,18 @@ class Classifier:
     """A model that maps a text to K logits, with everything needed to call it."""
 
     model: torch.nn.Module
-    """Of `transformers`, with a classification head."""
+    """Of `transformers`, with a classification head; it gets float32 weights."""
     tokenizer: object
-    """Its own."""
+    """Its own; it gets a padding token if it has none."""
     max_length: int = 48
-    """Tokens that are kept of a text."""
+    """Tokens that are kept of a text, no more than the model has positions."""
+    source: str | None = None
+    """Of the pretrained encoder, for methods that train a new model; None if nobody knows it."""
+
+    def __post_init__(self) -> None:
+        """Make model and tokenizer fit, once, where they enter."""
+        if isinstance(self.model, PreTrainedModel):
+            self.max_length = ready(self.model, self.tokenizer, self.max_length)
 
     @classmethod
     def new(cls, num_labels: int, *, source: str | None = None, max_length: int = 48,
@@ -51,36 +78,43 @@ class Classifier:
 
         Args:
             num_labels: K.
-            source: Folder or hub id, the encoder of the scale if None.
+            source: See `encoder_source`, the encoder of the scale if None.
             max_length: In tokens.
-            dropout: For hidden states and attention.
+            dropout: For every dropout that the encoder's configuration has.
             seed: Of the head.
 
         Raises:
             ConnectionError: If a hub model cannot be loaded.
+            FileNotFoundError: If a folder lacks a file.
+            ValueError: For an unknown encoder, or one that is no model of texts.
         """
-        source = source or encoder_source()
-        options = {"num_labels": num_labels}
-        if not Path(source).is_dir() or "bert" in (Path(source) / "config.json").read_text():
-            options |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        source = encoder_source(source)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model, tokenizer = _from_pretrained(source, **options)
-        return cls(model.to(pick_device()), tokenizer, max_length)
+            model, tokenizer = fresh_model(source, num_labels, dropout)
+        return cls(model.to(pick_device()), tokenizer, max_length, source)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Classifier:
-        """Load a classifier that `save` wrote, or any model folder in safetensors.
+    def load(cls, folder: str | Path, label_names: Sequence[str] | None = None) -> Classifier:
+        """Load a classifier that `save` wrote, or any finished model in safetensors.
+
+        Args:
+            folder: Of the model, or its hub id.
+            label_names: The data's classes, where the model has them in another order.
 
         Raises:
-            FileNotFoundError: If the folder holds no safetensors weights.
+            ConnectionError: If a hub model cannot be loaded.
+            FileNotFoundError: If there is no such folder, or one without safetensors weights.
+            ValueError: If it holds no finished classifier, or one of other classes.
         """
-        folder = Path(folder)
-        if not list(folder.glob("*.safetensors")):
-            raise FileNotFoundError(f"{folder} holds no .safetensors file: pickled checkpoints "
-                                    "can run code and are never loaded here")
-        model, tokenizer = _from_pretrained(str(folder))
-        return cls(model.to(pick_device()), tokenizer, tokenizer.model_max_length)
+        source = str(Path(folder).expanduser())
+        if not Path(source).is_dir() and not is_hub_id(str(folder)):
+            raise FileNotFoundError(f"there is no folder {folder}: give the one that "
+                                    "`Classifier.save` wrote")
+        model, tokenizer = finished_model(source)
+        if label_names is not None:
+            reorder(model, label_names)
+        return cls(model.to(pick_device()), tokenizer, longest(model, tokenizer))
 
     def save(self, folder: str | Path) -> None:
         """Write model and tokenizer so that plain `transformers` can open them."""
@@ -90,8 +124,12 @@ class Classifier:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenize once: one list of token ids per text, cut at `max_length`, not padded."""
-        return self.tokenizer(list(texts), truncation=True,
-                              max_length=self.max_length)["input_ids"]
+        encoded = self.tokenizer(list(texts), truncation=True,
+                                 max_length=self.max_length)["input_ids"]
+        if not getattr(self.model.config, "is_encoder_decoder", False):
+            return encoded
+        end = self.model.config.eos_token_id  # the answer is read there: once in every text
+        return [[token for token in ids[:-1] if token != end] + ids[-1:] for ids in encoded]
 
     def collate(self, encoded: Sequence[list[int]], rows: Sequence[int]) -> dict[str, Tensor]:
         """Pad some encoded texts to the longest of them.
@@ -161,19 +199,3 @@ def _from_gguf(folder: Path) -> None:
     model.load_state_dict(rounded.state_dict())
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _from_pretrained(source: str, **options):
-    # A fresh head is what we ask for, so the report about missing weights would only alarm.
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source, use_safetensors=True, **options)
-        return model, AutoTokenizer.from_pretrained(source)
-    except OSError as error:
-        if Path(source).is_dir():
-            raise
-        raise ConnectionError(f"the model {source} could not be loaded from the hub: check the "
-                              "network and the name, or stay at BDUTILS_SCALE=small, which "
-                              "needs no hub") from error
