@@ -153,7 +153,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
     except Timeout:
         yield False
         return
-    except OSError:  # no lock can be had here, as on some network drives: go on without
+    except (OSError, NotImplementedError):  # no locks here, as on some network drives: go on
         yield True
         return
     try:
