@@ -43,8 +43,9 @@ class CacheError(AssetError):
     """The cache folder cannot be used; the message names the remedy."""
 
 
-DISK = {errno.ENOSPC: "is full", errno.EDQUOT: "is full (of what you may use)",
-        errno.EROFS: "is on a read-only disk", errno.EACCES: "cannot be written",
+FULL = {number: f"is full or read-only ({os.strerror(number)})"
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)}
+DISK = {**FULL, errno.EACCES: "cannot be written",
         errno.EPERM: "cannot be written", errno.ENOTDIR: "is a file, or lies below one",
         errno.EEXIST: "is a file, or lies below one", errno.ENAMETOOLONG: "has too long a name"}
 ROOM = 2**20  # bytes; less than any entry of the book takes
@@ -344,9 +345,9 @@ def _download(package: Package, folder: Path) -> Path:
 def _refuse_disk(said: str, label: str) -> None:
     """Name the disk, where a program that was to fetch something could not write."""
     places = f"the cache folder {cache_dir()} or the one for temporary files "
-    for number in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+    for number, trouble in FULL.items():
         if os.strerror(number) in said:
-            raise CacheError(f"{label} could not be written, since {places}{DISK[number]}: make "
+            raise CacheError(f"{label} could not be written, since {places}{trouble}: make "
                              "room, or set BDUTILS_CACHE and TMPDIR to other folders")
 
 

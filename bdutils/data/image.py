@@ -134,8 +134,8 @@ def _fashion() -> dict[str, tuple[Tensor, list[int]]]:
             parts = _columns("fashion", None)[0]
         except HubError as second:
             place = cache_dir() / "assets/fashion_mnist"
-            raise HubError(f"{error}; and {second}, or copy the folder {place} from a machine that "
-                           "has it. Chapters on texts do not need it") from second
+            raise HubError(f"{error}; and {second}, or copy the folder {place} from a machine "
+                           "that has it. Chapters on texts do not need it") from second
         if any(_of_all(*parts[part]) != digest for part, digest in FASHION_SHA256.items()):
             raise AssetError("the hub's Fashion-MNIST is not the set that we know") from error
         return parts

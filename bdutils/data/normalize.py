@@ -218,7 +218,8 @@ def make(raw: Raw, name: str, sizes: dict[str, int | None], seed: int, origin: s
     empty = [i for i in ours if labels[i] is MISSING]
     if empty and rules.unlabeled == "refuse":
         raise DataError(f"{where}: {len(empty)} of {count} samples are unlabeled (empty or -1); "
-                        f"the first: row {empty[0]} has label {raw.labels[empty[0]]!r}",
+                        f"the first: row {empty[0]} has label "
+                        f"{str(raw.labels[empty[0]]).strip() or 'nothing'}",
                         "label them, or leave them out with unlabeled=\"drop\"", "unlabeled")
     if len(names) < 2:
         raise DataError(f"{where} has one class only ({in_words(names)})"
