@@ -145,12 +145,20 @@ def cache_dir() -> Path:
     Returns:
         $BDUTILS_CACHE, or `bdutils` in the user's cache folder. An empty variable counts as one
         that is not set: it would mean the working folder.
+
+    Raises:
+        CacheError: If there is no home folder, or a letter that the locale does not know.
     """
     chosen = os.environ.get("BDUTILS_CACHE")
     try:
-        if chosen:
-            return Path(chosen).expanduser().absolute()
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bdutils"
+        folder = Path(chosen).expanduser().absolute() if chosen else Path(
+            os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bdutils"
+        str(folder).encode()
+        return folder
+    except UnicodeEncodeError:  # a locale without these letters; the libraries ask for UTF-8
+        raise CacheError(f"the cache folder {ascii(chosen)} has letters that Python does not "
+                         "know in this locale: set PYTHONUTF8=1, or BDUTILS_CACHE to a folder "
+                         "without them") from None
     except RuntimeError:  # no home folder is known, or none of that name
         raise CacheError(f"there is no home folder for the cache {chosen or '~/.cache/bdutils'}: "
                          "set BDUTILS_CACHE to a folder that can be written") from None
@@ -243,13 +251,26 @@ def entry(name: str, build: Callable[[Path], None], about: dict | None = None) -
     return folder
 
 
+def system_lock(path: str | os.PathLike, blocking: bool = True) -> FileLock:
+    """Return a lock of the operating system, which ends with its process.
+
+    Args:
+        path: Of the file to lock.
+        blocking: Whether to wait for whoever holds it.
+    """
+    try:  # never a mere file instead, which would outlive a process that is killed
+        return FileLock(path, blocking=blocking, fallback_to_soft=False)
+    except TypeError:  # an older filelock, which has no such substitute
+        return FileLock(path, blocking=blocking)
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of an entry; where the file system knows no locks, go on without.
 
     Two processes may then build the same entry, and the first one's stays.
     """
-    lock = FileLock(f"{folder}.lock")
+    lock = system_lock(f"{folder}.lock")
     try:
         lock.acquire()
     except (NotImplementedError, OSError) as error:

@@ -66,8 +66,8 @@ class Table:
         """
         if str(name) not in self.columns:
             first = "" if self.typed else " (from its first line, which must hold the names)"
-            raise DataError(f"{self.where} has no column {str(name)!r}: it has "
-                            f"{list(self.columns)}{first}",
+            there = in_words([repr(column[:40]) for column in self.columns], 12)
+            raise DataError(f"{self.where} has no column {str(name)!r}: it has {there}{first}",
                             "name yours with text=... and label=...", option)
         return self.columns[str(name)]
 

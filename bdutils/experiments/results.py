@@ -17,10 +17,10 @@ import numpy
 import pandas as pd
 import torch
 import transformers
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from .. import __version__
-from ..assets import disk_trouble
+from ..assets import disk_trouble, system_lock
 from ..metrics import Rate, mean_interval, wilson
 
 
@@ -150,7 +150,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
     Raises:
         OSError: If the folder cannot be written, so that the record could not be kept.
     """
-    lock = FileLock(path.with_name(f".{path.stem}.lock"), blocking=wait)
+    lock = system_lock(path.with_name(f".{path.stem}.lock"), wait)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
