@@ -225,6 +225,10 @@ def make(raw: Raw, name: str, sizes: dict[str, int | None], seed: int, origin: s
         raise DataError(f"{where} has one class only ({in_words(names)})"
                         if names else f"{where} has no labels", "a task needs two or more")
     kept = [i for i in ours if labels[i] is not MISSING]
+    if len(names) > max(20, len(kept) // 2):
+        raise DataError(f"{where} has {len(names)} classes in {len(kept)} samples "
+                        f"({in_words(names, 3)})", "name the column of the labels with label=...",
+                        "label")
     if not isinstance(raw.texts, Pictures):
         check_texts(raw.texts, where)
     dealt = deal(raw.texts, labels, splits, kept, (names, sizes, seed, name))
@@ -234,7 +238,7 @@ def make(raw: Raw, name: str, sizes: dict[str, int | None], seed: int, origin: s
     if loud:
         for note in report.notes:
             warnings.warn(note, stacklevel=3)
-    quiet = (*raw.notes, *_remarks(dealt, splits, sizes))
+    quiet = (*raw.notes, *_remarks(dealt, {splits[i] for i in kept}, sizes))
     return Task(name=name, source=origin, **made,
                 report=replace(report, notes=report.notes + quiet))
 
@@ -282,7 +286,7 @@ def _warnings(raw: Raw, names: tuple[str, ...], dealt: Dealt, where: str) -> lis
                     for k, role in dealt.lacking]
 
 
-def _remarks(dealt: Dealt, splits: list[str], sizes: dict[str, int | None]) -> list[str]:
+def _remarks(dealt: Dealt, splits: set[str], sizes: dict[str, int | None]) -> list[str]:
     found = [f"{role}: {len(rows)} of the {sizes[role]} samples that were asked for"
              for role, rows in dealt.roles.items() if sizes[role] and len(rows) < sizes[role]]
     return found + [f"{role}: dealt from the rest, since there is no split {split!r}"

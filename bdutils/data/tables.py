@@ -126,6 +126,9 @@ def _bytes(path: Path) -> bytes:
 
 def _decoded(data: bytes, where: str, encoding: str | None) -> str:
     found = next((name for mark, name in BOMS if data.startswith(mark)), None)
+    zeros = "such as encoding=\"utf-16-le\", since zero bytes are in it"
+    windows = "such as encoding=\"cp1252\" for old files of Windows"
+    hint = f"name its encoding, {zeros if bytes(1) in data[:1000] else windows}"
     try:
         text = data.decode(encoding or found or "utf-8")
     except LookupError:
@@ -134,14 +137,10 @@ def _decoded(data: bytes, where: str, encoding: str | None) -> str:
     except UnicodeError as error:
         at = getattr(error, "start", 0)
         line = data.count(b"\n", 0, at) + 1
-        raise DataError(f"{where} is not {encoding or found or 'UTF-8'} (byte "
-                        f"0x{data[at]:02x} in line {line})",
-                        "name its encoding, such as encoding=\"cp1252\" for old files of "
-                        "Windows", "encoding") from error
+        raise DataError(f"{where} is not {encoding or found or 'UTF-8'} (byte 0x{data[at]:02x} in "
+                        f"line {line})", hint, "encoding") from error
     if "\0" in text[:1000]:
-        raise DataError(f"{where} is not {encoding or found or 'UTF-8'}, since it holds zero "
-                        "characters", "name its encoding, such as encoding=\"utf-16-le\"",
-                        "encoding")
+        raise DataError(f"{where} is not {encoding or found or 'UTF-8'}", hint, "encoding")
     return text.removeprefix("\ufeff")
 
 
