@@ -77,7 +77,7 @@ class Examples:
     A row is a text or, where `texts` is a `Pictures`, a picture.
 
     Lists, arrays and columns of a table are taken as well, and are kept as tuples; a label may be
-    a bool or a whole float, of NumPy or pandas too, and is kept as an int.
+    a truth value or a whole float, of NumPy or pandas too, and is kept as an int.
 
     Raises:
         ValueError: For no rows, lengths that differ, an empty text or one that holds half a

@@ -62,7 +62,7 @@ def check_texts(texts: Sequence[object], where: str = "") -> None:
     """
     where = f"{where}: " if where else ""
     for row, text in enumerate(texts):
-        if not isinstance(text, str) and not isinstance(text, float | None):
+        if not isinstance(text, str | float | None) and text is not pd.NA:
             raise ValueError(f"{where}row {row} has no text but a {type(text).__name__}: "
                              "join or convert it first")
         if not isinstance(text, str) or not text.strip():

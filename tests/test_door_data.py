@@ -218,10 +218,11 @@ def test_labels_without_types_keep_their_names(cells):
 @pytest.mark.parametrize("names", [
     ("train", "validation", "test"), ("Train", "Dev", "Test"), ("training", "val", "testing"),
     ("train", "valid", "eval"), (" TRAIN", "eval", "tst")])
-def test_the_usual_names_of_splits_are_known(tmp_path, names):
+@pytest.mark.parametrize("column", ["split", "Split "])
+def test_the_usual_names_of_splits_are_known(tmp_path, names, column):
     where = [names[i % 5 // 3 + (i % 5 == 4)] for i in range(300)]
     path = table(tmp_path / "split.csv", lambda i: i % 2, lambda i: f"{where[i].strip()} row {i}",
-                 split=lambda i: where[i])
+                 **{column: lambda i: where[i]})
     task = load_task(path, sizes={"train": None, "reserved": None, "test": None})
     for role, name in zip((task.train, task.reserved, task.test), names):
         assert {text.split()[0] for text in role.texts} == {name.strip()}
@@ -253,7 +254,7 @@ def test_a_rare_class_is_in_each_role(tmp_path):
     task = make_task(TEXTS, [int(i in (5, 50, 99)) for i in range(300)], sizes={
         "train": None, "reserved": 60, "test": 60})
     assert [role.labels.count(1) for role in (task.train, task.reserved, task.test)] == [1, 1, 1]
-    with pytest.warns(UserWarning, match="class '1' has no sample in the role 'reserved'"):
+    with pytest.warns(UserWarning, match="role 'reserved' has no sample of the class '1'"):
         task = make_task(TEXTS, [int(i in (5, 50)) for i in range(300)], sizes=SIZES)
     assert [role.labels.count(1) for role in (task.train, task.reserved, task.test)] == [1, 0, 1]
     with pytest.raises(DataError, match="no sample to train on of the class 'rude'"):
@@ -423,3 +424,30 @@ def test_options_are_checked(tmp_path):
         load_task(path, separator=";")
     with pytest.raises(DataError, match="no home folder"):
         load_task("~nobodyknows/x.csv")
+    with pytest.raises(ValueError, match="unknown data set ''"):
+        load_task("")
+    with pytest.raises(ValueError, match="names of classes: row 1 holds half a character"):
+        make_task(TEXTS, ["a", "b \ud83d"] * 150, sizes=SIZES)
+    with pytest.raises(ValueError, match="row 1 has no text: drop it"):
+        make_task(["a", pd.NA, "c"], [0, 1, 0])
+
+
+VALID = {".csv": "text,label\n" + "".join(f'"a, {i}",{i % 2}\n' for i in range(40)),
+         ".tsv": "text\tlabel\tsplit\n" + "".join(f"a {i}\t{i % 2}\ttrain\n" for i in range(40)),
+         ".jsonl": "".join(json.dumps({"text": f"a {i}", "label": i % 2}) + "\n" for i in range(40)),
+         ".json": json.dumps([{"text": f"a {i}", "label": i % 2} for i in range(40)])}
+
+
+@given(suffix=st.sampled_from([*VALID]), at=st.integers(0, 500), cut=st.integers(0, 40),
+       new=st.sampled_from([b"", b'"', b"\xff", b"\0", b"\r", b"{", b",", b"\t", b"[" * 9, b"\n\n",
+                            b"\xff\xfe", b"\\ud83d", b"NaN", b"1e999", b"\x1f\x8b"]))
+def test_whatever_is_in_a_file_no_other_error_comes_through(suffix, at, cut, new, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / f"mutated{suffix}"
+    data = VALID[suffix].encode()
+    path.write_bytes(data[:at] + new + data[at + cut:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            whole(load_task(path, sizes={"train": 9, "reserved": 4, "test": 4}))
+        except ValueError as error:
+            assert type(error) in (ValueError, DataError) and ": " in str(error)

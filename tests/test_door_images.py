@@ -77,9 +77,11 @@ def test_what_is_no_image(tmp_path):
     (root / "cat" / ".DS_Store").write_text("x")
     (root / "cat" / "deeper").mkdir()
     image(999, size=(9, 9)).save(root / "cat/deeper/last.bmp")
+    image(0).save(root / "loose.png")
     task = load_task(root, sizes=SIZES)
     notes = " ".join(task.report.notes)
     assert "1 files are no images" in notes and "notes.txt" in notes
+    assert "1 images lie in no folder of a class" in notes
     assert "1 images were brought to 5 x 6 pixels" in notes and task.report.read[""]["cat"] == 41
     (root / "dog/cut.jpg").write_bytes((root / "dog/0.png").read_bytes()[:80])
     with pytest.raises(DataError, match="dog/cut.jpg is no image that can be read"):
@@ -231,6 +233,10 @@ def test_images_of_the_hub(monkeypatch):
     task = load_task("hub:some/images", sizes=SIZES)
     assert task.train.label_names == ("a", "b", "c")
     assert task.train.texts.pixels.shape == (40, 3, 5, 6)
+    rows["img"][7] = None
+    offered(monkeypatch, {"train": rows}, img=datasets.Image(), label=datasets.Value("int64"))
+    with pytest.raises(DataError, match="some/images, train, row 7 has no image: leave"):
+        load_task("hub:some/images")
 
 
 @pytest.mark.parametrize(("error", "message"), [

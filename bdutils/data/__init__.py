@@ -37,7 +37,7 @@ class ReadSettings(Rules):
     """How a reader's own data are read."""
 
     encoding: str | None = None
-    """Of the characters of a file; UTF-8, or what its first bytes say, if None."""
+    """Of the characters of a file; `utf-8`, or what its first bytes say, if None."""
     separator: str | None = None
     """Of the cells in a CSV file; found by the names of the columns if None."""
     size: int | tuple[int, int] | None = None
@@ -65,7 +65,7 @@ def load_task(source: str | os.PathLike = "sentiment", *, scale: str | None = No
         source: `sentiment`, `topic`, `topic8`, `offensive` or `images` (of a scale, or of both);
             the name of one data set (`snippets`, `newsgroups`, `newsgroups8`, `sst2`, `ag_news`,
             `olid`, `fashion`, `cifar10`, `gtsrb`); the path of a CSV, TSV, JSON, JSON-lines or
-            parquet file, packed by gzip or not; the path of a folder that holds a folder of
+            parquet file, packed by `gzip` or not; the path of a folder that holds a folder of
             images for each class; `hub:ORG/NAME` or `hub:ORG/NAME:CONFIG`.
         scale: `small` or `full`; the scale in force if None.
         seed: Of the split.
@@ -115,9 +115,9 @@ def make_task(samples: Sequence, labels: Sequence, *, split: Sequence | None = N
     """Make a task of what you have in Python: lists, arrays, tensors, columns of a table.
 
     Args:
-        samples: Texts; or images, as PIL has them or as an array or tensor of uint8, of shape
+        samples: Texts; or images, as Pillow has them or as an array or tensor of uint8, of shape
             (n, H, W), (n, C, H, W) or (n, H, W, C) with one or three channels.
-        labels: (n,) numbers from 0, bools, or names of classes.
+        labels: (n,) numbers from 0, truth values, or names of classes.
         split: (n,) names such as `train`, `dev` and `test`, None to deal at random.
         names: Of the classes, in the order of their numbers; taken from the labels if None.
         name: Of the task.
@@ -184,7 +184,7 @@ def _own(name: str, columns: tuple[str, str], folder: Path | None, rules: ReadSe
             return read_hub(hub_id, config or None, columns, None, remedy, rules.size), name, name
         folder, name = there, there.name
     path = folder or _path(name)
-    if path.is_dir():
+    if path.is_dir() and name.strip():
         title = name if folder else path.resolve().name
         return read_folder(path, rules.size, rules.splits), f"folder: {path.name}", title
     if folder:

@@ -17,7 +17,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 
 def read_folder(root: Path, size: int | tuple[int, int] | None = None,
                 own: Mapping[str, str] | None = None) -> Raw:
-    """Read a folder as torchvision's ImageFolder does: the names of its folders are the classes.
+    """Read a folder as `torchvision` does: the names of its folders are the classes.
 
     Args:
         root: Holds CLASS/IMAGE, or SPLIT/CLASS/IMAGE; deeper folders count to their class.
@@ -38,6 +38,9 @@ def read_folder(root: Path, size: int | tuple[int, int] | None = None,
         raise DataError(f"{root} holds no folders of images", "make a folder for each class, and "
                         "name it after the class")
     images, labels, splits, left = [], [], [], []
+    above = dict.fromkeys([root, *(root / split for split in parts)])
+    loose = [path for folder in above for path in sorted(folder.iterdir())
+             if path.is_file() and path.suffix.lower() in SUFFIXES]
     for split, folders in parts.items():
         for folder in folders:
             files, others = _files(folder)
@@ -52,6 +55,9 @@ def read_folder(root: Path, size: int | tuple[int, int] | None = None,
     if left:
         notes += (f"{len(left)} files are no images by their names, and were left alone, such "
                   f"as {left[0].relative_to(root)}",)
+    if loose:
+        notes += (f"{len(loose)} images lie in no folder of a class, and were left alone, such as "
+                  f"{loose[0].relative_to(root)}",)
     given = any(split for split in parts)
     return Raw(pixels, labels, splits if given else None, tuple(names), notes=notes)
 

@@ -109,9 +109,11 @@ def _found(table: object, columns: tuple[str, str], hub_id: str) -> tuple[str, s
     return text, columns[1]
 
 
-def _opened(cell: dict, where: str) -> object:
-    data = cell["bytes"]
-    if data is None:
-        with open(cell["path"], "rb") as file:
+def _opened(cell: dict | None, where: str) -> object:
+    data, path = (cell or {}).get("bytes"), (cell or {}).get("path")
+    if data is None and path and os.path.isfile(path):
+        with open(path, "rb") as file:
             data = file.read()
+    if data is None:
+        raise DataError(f"{where} has no image", "leave the row out")
     return flattened(opened(data, where), where)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from ..roles import Pictures, ReservedSet, Task, TestSet, TrainingSet
-from ..samples import DataError, LoadReport, check_texts, in_words, plain
-from .deal import ROLES, Dealt, deal
+from ..samples import DataError, check_texts, in_words, plain
+from .account import NO_LABEL, account, doubts, remarks
+from .deal import deal
 
 SPLITS = {"train": ("train", "training", "trn"),
           "dev": ("dev", "development", "val", "valid", "validation", "eval", "evaluation"),
           "test": ("test", "testing", "tst")}
-NO_LABEL = ("nan", "none", "null", "na", "n/a", "<na>", "nat")  # lower case
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 MISSING = None
 
@@ -62,7 +61,7 @@ def classes(labels: Sequence[object], names: tuple[str, ...] | None = None, type
             where: str = "labels") -> tuple[list[int | None], tuple[str, ...]]:
     """Give each class a number.
 
-    Whole numbers and bools are numbers of classes. Names are sorted, and numbers in them as
+    Whole numbers and truth values are numbers of classes. Names are sorted, and numbers in them as
     numbers.
 
     Args:
@@ -93,6 +92,7 @@ def classes(labels: Sequence[object], names: tuple[str, ...] | None = None, type
     if all(isinstance(value, int | None) for value in values):
         return _numbers(values, where)
     found = sorted({str(value) for value in values if value is not MISSING}, key=natural)
+    check_texts(found, f"{where}, names of classes")
     number = {name: k for k, name in enumerate(found)}
     return [MISSING if v is MISSING else number[str(v)] for v in values], tuple(found)
 
@@ -232,15 +232,15 @@ def make(raw: Raw, name: str, sizes: dict[str, int | None], seed: int, origin: s
     if not isinstance(raw.texts, Pictures):
         check_texts(raw.texts, where)
     dealt = deal(raw.texts, labels, splits, kept, (names, sizes, seed, name))
-    report = _account(raw, (labels, splits, names), dealt, where)
+    report = account((labels, splits, names), dealt)
+    found = doubts(names, dealt, where, raw.names is not None)
     made = {role: _role(role, raw.texts, labels, names, rows)
             for role, rows in dealt.roles.items()}
     if loud:
-        for note in report.notes:
+        for note in found:
             warnings.warn(note, stacklevel=3)
-    quiet = (*raw.notes, *_remarks(dealt, {splits[i] for i in kept}, sizes))
-    return Task(name=name, source=origin, **made,
-                report=replace(report, notes=report.notes + quiet))
+    notes = (*found, *raw.notes, *remarks(dealt, {splits[i] for i in kept}, sizes))
+    return Task(name=name, source=origin, **made, report=replace(report, notes=notes))
 
 
 def _role(role: str, texts: Sequence[str] | Pictures, labels: list, names: tuple[str, ...],
@@ -249,46 +249,3 @@ def _role(role: str, texts: Sequence[str] | Pictures, labels: list, names: tuple
     chosen = (texts.take(rows) if isinstance(texts, Pictures)
               else tuple(str(texts[i]) for i in rows))
     return kind(chosen, tuple(labels[i] for i in rows), names)
-
-
-def _account(raw: Raw, settled: tuple, dealt: Dealt, where: str) -> LoadReport:
-    """Count all samples by class, and say what looks wrong."""
-    labels, splits, names = settled
-
-    def by_class(rows: Sequence[int]) -> Counter:
-        found = Counter(None if labels[i] is None else names[labels[i]] for i in rows)
-        return {name: found[name] for name in (*names, None) if found[name] or name is not None}
-
-    read: dict[str, list[int]] = {}
-    for i, split in enumerate(splits):
-        read.setdefault("left out" if split == "drop" else split, []).append(i)
-    dropped = {"unlabeled": [i for i, y in enumerate(labels) if y is None and splits[i] != "drop"],
-               "split left out": [i for i, x in enumerate(splits) if x == "drop"],
-               **dealt.dropped}
-    return LoadReport({split: by_class(rows) for split, rows in read.items()},
-                      {role: by_class(dealt.roles[role]) for role in ROLES},
-                      {reason: by_class(rows) for reason, rows in dropped.items() if rows},
-                      tuple(_warnings(raw, names, dealt, where)))
-
-
-def _warnings(raw: Raw, names: tuple[str, ...], dealt: Dealt, where: str) -> list[str]:
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        alike.setdefault(" ".join(name.split()).casefold(), []).append(name)
-    found = [f"{where}: the class names {', '.join(map(repr, group))} differ in case or spaces "
-             "only: make them one if they are" for group in alike.values() if len(group) > 1]
-    found += [f"{where}: there is a class named {name!r}: is that a label, or the lack of one?"
-              for name in names if name.strip().lower() in NO_LABEL and not raw.names]
-    if rows := dealt.dropped.get("repeated, with another label"):
-        found.append(f"{where}: {len(rows)} samples repeat another one with another label, as "
-                     f"rows {in_words(sorted(rows))} do; one of each was kept")
-    return found + [f"{where}: the class {names[k]!r} has no sample in the role {role!r}"
-                    for k, role in dealt.lacking]
-
-
-def _remarks(dealt: Dealt, splits: set[str], sizes: dict[str, int | None]) -> list[str]:
-    found = [f"{role}: {len(rows)} of the {sizes[role]} samples that were asked for"
-             for role, rows in dealt.roles.items() if sizes[role] and len(rows) < sizes[role]]
-    return found + [f"{role}: dealt from the rest, since there is no split {split!r}"
-                    for split, role in (("test", "test"), ("dev", "reserved"))
-                    if "train" in splits and split not in splits]

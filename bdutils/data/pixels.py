@@ -45,7 +45,7 @@ def flattened(image: Image.Image, where: str) -> Image.Image:
         where: Names it, for the message.
 
     Returns:
-        An image of mode L if it was gray, else RGB.
+        An image of mode `L` if it was gray, else `RGB`.
 
     Raises:
         DataError: For 32 bits a pixel and channel, whose range nobody knows.
@@ -71,7 +71,7 @@ def stacked(images: Sequence[Image.Image], mode: str | None = None,
 
     Args:
         images: From `flattened`.
-        mode: `L` or `RGB`; RGB if one of them has colors, if None.
+        mode: `L` or `RGB`; if None, `RGB` if one of them has colors.
         size: Height and width, or one number for both; that of most images if None.
 
     Returns:
@@ -122,7 +122,7 @@ def as_images(samples: object, size: int | tuple[int, int] | None = None
     """Return samples as images, and what was done to them; None if they are something else.
 
     Args:
-        samples: An array or tensor of uint8, images of PIL, or texts.
+        samples: An array or tensor of uint8, images of Pillow, or texts.
         size: As for `stacked`; arrays keep theirs.
 
     Raises:

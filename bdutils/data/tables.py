@@ -1,4 +1,4 @@
-"""Files of samples: CSV and its relatives, JSON, JSON lines, parquet; packed by gzip or not.
+"""Files of samples: CSV and its relatives, JSON, JSON lines, parquet; packed by `gzip` or not.
 
 A file is read whole or refused with the line that is wrong: no line is skipped, no cell is taken
 for missing because of what it says, and nothing is guessed that the file does not settle.
@@ -50,8 +50,9 @@ class Table:
         Raises:
             DataError: For a missing column.
         """
+        splits = next((name for name in self.columns if is_split(name)), None)
         return Raw(self.column(text, "text"), self.column(label, "label"),
-                   self.columns.get("split"), (self.classes or {}).get(str(label)), self.typed,
+                   self.columns.get(splits), (self.classes or {}).get(str(label)), self.typed,
                    self.notes)
 
     def column(self, name: str, option: str) -> list:
@@ -72,6 +73,11 @@ class Table:
         return self.columns[str(name)]
 
 
+def is_split(column: str) -> bool:
+    """Tell whether a column says to which split a sample belongs."""
+    return column.strip().lower() == "split"
+
+
 def suffix_of(path: Path) -> str:
     """Return the suffix that tells how a file is read, such as `.csv` of `A.CSV.gz`."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
@@ -87,7 +93,7 @@ def read_table(path: Path, asked: tuple[str, str], encoding: str | None = None,
     Args:
         path: Of the file, whose suffix is one of `KNOWN`, with or without `.gz`.
         asked: Names of two columns, by which the separator of a CSV file is found.
-        encoding: Of the characters; UTF-8, or what the file's first bytes say, if None.
+        encoding: Of the characters; `utf-8`, or what the file's first bytes say, if None.
         separator: Of the cells in a line, found if None.
 
     Raises:
@@ -209,7 +215,7 @@ def _parquet(data: bytes, where: str, asked: tuple[str, str]) -> Table:
         names = file.schema_arrow.names
         if twice := [name for name in names if names.count(name) > 1]:
             raise DataError(f"{where} has two columns {twice[0]!r}", "rename one")
-        wanted = [name for name in names if name in (*asked, "split")]
+        wanted = [name for name in names if name in asked or is_split(name)]
         table = file.read(columns=wanted) if {*asked} <= {*names} else None
     except pa.ArrowException as error:
         raise DataError(f"{where} is no whole parquet file ({str(error).splitlines()[0]})",
