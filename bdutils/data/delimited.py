@@ -27,7 +27,15 @@ def read_delimited(text: str, where: str, asked: tuple[str, str], separators: st
     Raises:
         DataError: With the line that is wrong.
     """
-    lines = list(io.StringIO(text, newline=""))
+    limit = csv.field_size_limit(LONGEST)
+    try:
+        return _read(list(io.StringIO(text, newline="")), where, asked, separators)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _read(lines: list[str], where: str, asked: tuple[str, str], separators: str
+          ) -> tuple[dict[str, list[str]], tuple[str, ...]]:
     heads = {mark: _head(lines, mark, where) for mark in separators}
     fits = [mark for mark, head in heads.items() if {*asked} <= {*head}]
     mark = fits[0] if fits else max(separators, key=lambda mark: len(heads[mark]))
@@ -60,7 +68,6 @@ def _head(lines: list[str], mark: str, where: str) -> list[str]:
 
 def _records(lines: list[str], mark: str, where: str) -> Iterator[tuple[int, int, list[str]]]:
     """Yield first line, last line and cells of each record; lines are counted from 1."""
-    limit = csv.field_size_limit(LONGEST)
     rows, start = csv.reader(lines, delimiter=mark, strict=True), 1
     try:
         for cells in rows:
@@ -71,8 +78,6 @@ def _records(lines: list[str], mark: str, where: str) -> Iterator[tuple[int, int
         raise DataError(f"{where}: a quote in line {start} goes wrong ({error})",
                         "write a quote inside a quoted text twice, and quote a text that begins "
                         "with one") from error
-    finally:
-        csv.field_size_limit(limit)
 
 
 def _whole(lines: list[str], mark: str, where: str, label: int) -> list[list[str]]:
@@ -86,14 +91,22 @@ def _whole(lines: list[str], mark: str, where: str, label: int) -> list[list[str
                             "end")
     known = {cells[label] for start, stop, cells in records[1:] if start == stop}
     for start, stop, _ in records[1:]:
-        inside = [line.rstrip("\r\n").split(mark) for line in lines[start - 1:stop]]
-        if start < stop and any(len(cells) == width and cells[label] in known
-                                for cells in inside):
+        inside = lines[start - 1:stop] if start < stop else []
+        if any(_like_a_sample(line, mark, width, label, known) for line in inside):
             raise DataError(f"{where}: a quote that opens in line {start} takes in what look "
                             f"like other samples, up to line {stop}",
                             "write a quote inside a quoted text twice, and quote a text that "
                             "begins with one")
     return [cells for _, _, cells in records[1:]]
+
+
+def _like_a_sample(line: str, mark: str, width: int, label: int, known: set[str]) -> bool:
+    """Tell whether a line alone has as many cells as a sample, and a known label among them."""
+    line = line.rstrip("\r\n")
+    ways = [line.split(mark)]
+    for text in (line, line.replace('""', '"')):
+        ways += csv.reader([text], delimiter=mark)
+    return any(len(cells) == width and cells[label].strip().strip('"') in known for cells in ways)
 
 
 def _unquoted(lines: list[str], width: int) -> list[list[str]] | None:
