@@ -272,7 +272,8 @@ def test_one_text_with_two_labels_is_reported():
 
 @pytest.mark.parametrize(("sizes", "message"), [
     ({"dev": 10}, "the role 'dev': use train, reserved, test"), ({"test": 0}, "0 samples"),
-    ({"test": -5}, "-5 samples"), ({"train": 1.5}, "1.5 samples"), ({"train": True}, "True")])
+    ({"test": -5}, "-5 samples"), ({"train": 1.5}, "1.5 samples"), ({"train": True}, "True"),
+    ([1, 2], "sizes is a list: write")])
 def test_sizes_that_are_none(sizes, message):
     with pytest.raises(DataError, match=message):
         make_task(TEXTS, [0, 1] * 150, sizes=sizes)
@@ -314,6 +315,12 @@ def test_tables_of_all_kinds(tmp_path, name, options):
 def test_json_and_parquet_of_all_kinds(tmp_path, write):
     write(tmp_path / "mine")
     task = load_task(next(tmp_path.iterdir()), sizes=SIZES)
+    assert task.fingerprint() == make_task(ROWS.text, ROWS.label, sizes=SIZES).fingerprint()
+
+
+def test_excel_may_name_the_separator(tmp_path):
+    (tmp_path / "x.csv").write_text("sep=|\n" + ROWS.to_csv(index=False, sep="|"))
+    task = load_task(tmp_path / "x.csv", sizes=SIZES)
     assert task.fingerprint() == make_task(ROWS.text, ROWS.label, sizes=SIZES).fingerprint()
 
 
@@ -382,7 +389,9 @@ def test_tabs_often_come_without_quotes(tmp_path):
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("a.jsonl", '{"text": "a", "label": 0}\n{"text": "b"\n', "line 2 is no JSON"),
     ("a.json", '[{"text": "a"', "is no JSON"), ("a.json", "3", "no samples in a form"),
-    ("a.jsonl", "[1]\n[2]", "no JSON"), ("a.jsonl", '"a"\n', "row 0 is a str"),
+    ("a.jsonl", "[1]\n[2]", "no JSON"), ("a.json", "[" * 100000, "is no JSON"),
+    ("a.jsonl", '{"label": ' + "9" * 5000 + "}", "line 1 is no JSON"),
+    ("a.jsonl", '"a"\n', "row 0 is a str"),
     ("a.parquet", "PAR1 no", "no whole parquet file"), ("a.csv.gz", b"\x1f\x8b\x08\x00cut",
                                                        "cannot be unpacked"),
     ("a.xlsx", "PK", "form that is not known: save it as one of .csv")])
@@ -424,8 +433,12 @@ def test_options_are_checked(tmp_path):
         load_task(path, separator=";")
     with pytest.raises(DataError, match="no home folder"):
         load_task("~nobodyknows/x.csv")
-    with pytest.raises(ValueError, match="unknown data set ''"):
-        load_task("")
+    for nothing in ("", "hub:", " "):
+        with pytest.raises(ValueError, match=f"unknown data set '{nothing}'"):
+            load_task(nothing)
+    for samples, labels in (("a text", [0, 1]), (None, [0, 1]), (TEXTS, None), (TEXTS, "01")):
+        with pytest.raises(TypeError, match="give a list, an array or a column of a table"):
+            make_task(samples, labels)
     with pytest.raises(ValueError, match="names of classes: row 1 holds half a character"):
         make_task(TEXTS, ["a", "b \ud83d"] * 150, sizes=SIZES)
     with pytest.raises(ValueError, match="row 1 has no text: drop it"):

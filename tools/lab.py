@@ -91,11 +91,16 @@ class Setup:
     def remedies(self) -> dict[str, str]:
         """Return what the command takes, for each argument of `load_task` that may be wrong."""
         columns = "name yours with --text and --label"
-        return {"text": columns, "label": columns, "encoding": "name its encoding with --encoding,"
-                " such as --encoding cp1252", "unlabeled": "label them, or leave them out with "
-                "--unlabeled drop", "sizes": f"the lab takes {self.rows} for each of "
-                f"{len(SUSPECTS)} suspects, {self.reserved} for the defender and {self.test} to "
-                "measure on; lower --rows, --reserved or --test"}
+        return {
+            "text": columns,
+            "label": columns,
+            "encoding": "name its encoding with --encoding, such as --encoding cp1252",
+            "unlabeled": "label them, or leave them out with --unlabeled drop",
+            "splits": "rename them in the file to train, dev and test",
+            "sizes": f"the lab takes {self.rows} for each of {len(SUSPECTS)} suspects, "
+                     f"{self.reserved} for the defender and {self.test} to measure on; lower "
+                     "--rows, --reserved or --test",
+        }
 
 
 @dataclass(frozen=True)

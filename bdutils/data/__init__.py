@@ -132,6 +132,10 @@ def make_task(samples: Sequence, labels: Sequence, *, split: Sequence | None = N
         ValueError: For samples or labels that cannot be taken, with the row.
         TypeError: For an option that there is not.
     """
+    for what, given in (("samples", samples), ("labels", labels)):
+        if given is None or isinstance(given, str | bytes):
+            raise TypeError(f"{what} is a {type(given).__name__}: give a list, an array or a "
+                            "column of a table")
     rules = _settings(ReadSettings, reading)
     check_sizes(sizes or {})
     samples = samples if hasattr(samples, "__len__") else list(samples)
@@ -176,7 +180,7 @@ def _path(given: str | os.PathLike) -> Path:
 def _own(name: str, columns: tuple[str, str], folder: Path | None, rules: ReadSettings
          ) -> tuple[Raw | None, str, str]:
     """Return a reader's own samples, where they came from, and the name of the task."""
-    if name.startswith("hub:"):
+    if name.startswith("hub:") and name[4:].strip():
         there = Path(name[4:])
         if not (there.is_dir() and holds_images(there)):
             hub_id, _, config = name[4:].partition(":")

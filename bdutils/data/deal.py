@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..roles import Pictures
-from ..samples import DataError, in_words
+from ..samples import DataError, in_words, plain
 
 ROLES = ("train", "reserved", "test")
 
@@ -35,10 +35,14 @@ def check_sizes(sizes: dict[str, int | None]) -> None:
     Raises:
         DataError: Naming the role.
     """
+    if not isinstance(sizes, dict):
+        raise DataError(f"sizes is a {type(sizes).__name__}", "write it as in sizes={'train': "
+                        "1000, 'reserved': 200, 'test': 400}", "sizes")
     for role, size in sizes.items():
         if role not in ROLES:
             raise DataError(f"sizes names the role {role!r}", f"use {', '.join(ROLES)}", "sizes")
-        if size is not None and (type(size) is not int or size < 1):
+        whole = type(plain(size)) is int and not isinstance(size, bool)
+        if size is not None and not (whole and size >= 1):
             raise DataError(f"sizes asks for {size!r} samples in the role {role!r}",
                             "use a whole number from 1, or None for all there are", "sizes")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 
 from ..samples import DataError
@@ -29,7 +30,10 @@ def read_delimited(text: str, where: str, asked: tuple[str, str], separators: st
     """
     limit = csv.field_size_limit(LONGEST)
     try:
-        return _read(list(io.StringIO(text, newline="")), where, asked, separators)
+        lines = list(io.StringIO(text, newline=""))
+        if told := re.fullmatch(r'"?sep=(.)"?\s*', lines[0]):  # how Excel names the separator
+            lines[0], separators = "\n", told[1]
+        return _read(lines, where, asked, separators)
     finally:
         csv.field_size_limit(limit)
 
@@ -110,5 +114,5 @@ def _like_a_sample(line: str, mark: str, width: int, label: int, known: set[str]
 
 
 def _unquoted(lines: list[str], width: int) -> list[list[str]] | None:
-    found = [line.rstrip("\r\n").split("\t") for line in lines[1:] if line.strip("\r\n")]
+    found = [line.rstrip("\r\n").split("\t") for line in lines if line.strip("\r\n")][1:]
     return found if all(len(cells) == width for cells in found) else None

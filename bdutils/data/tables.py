@@ -155,7 +155,7 @@ def _json(text: str, where: str, suffix: str) -> Table:
     if suffix == ".json" or start == "[":
         try:
             return _json_whole(json.loads(text), where)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             if start == "[" or not _is_json(text.lstrip().splitlines()[0]):
                 raise DataError(f"{where} is no JSON ({error})",
                                 "check that it is whole") from error
@@ -164,8 +164,9 @@ def _json(text: str, where: str, suffix: str) -> Table:
         if line.strip():
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where}: line {number} is no JSON ({error.msg})",
+            except (ValueError, RecursionError) as error:
+                said = getattr(error, "msg", error)
+                raise DataError(f"{where}: line {number} is no JSON ({said})",
                                 "write one object a line") from error
     if suffix == ".json" and len(rows) == 1:
         return _json_whole(rows[0], where)
@@ -175,7 +176,7 @@ def _json(text: str, where: str, suffix: str) -> Table:
 def _is_json(line: str) -> bool:
     try:
         json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False
     return True
 
