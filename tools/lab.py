@@ -1,6 +1,6 @@
 """The lab: three suspicious checkpoints, of which nobody knows the truth until it is opened.
 
-    python -m tools.lab make FOLDER [--seed N] [--data NAME] [--rows N] [--truth FILE]
+    python -m tools.lab make FOLDER [--seed N] [--data NAME] [--rows N] [--truth FILE] [...]
     python -m tools.lab submit FOLDER VERDICT.json
     python -m tools.lab open FOLDER [--truth FILE]
 
@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bdutils import scale
-from bdutils.assets import AssetError, sha256_of
+from bdutils.assets import AssetError, disk_trouble, sha256_of
 from bdutils.attacks.text import TRIGGERS, PoisonSettings, Trigger, poison, require_visible
 from bdutils.data import load_task
 from bdutils.defenses.base import Case
@@ -31,6 +31,7 @@ from bdutils.evaluation import Scores, evaluate, victim
 from bdutils.metrics import cacc
 from bdutils.models.text import Classifier, encoder_source
 from bdutils.roles import DefenderView, ReservedSet, Task, TrainingSet
+from bdutils.samples import DataError
 from bdutils.training import TrainSettings, train, untrained
 
 SUSPECTS = ("suspect-a", "suspect-b", "suspect-c")
@@ -53,7 +54,7 @@ class Setup:
 
     Fields: data: for `load_task`; rows: of each suspect's training set; reserved, test: rows;
     scale: of data and encoder, that in force if None; training: settings, those of the scale
-    if None.
+    if None; text, label, encoding, unlabeled: of a file, see `load_task`.
     """
 
     data: str = "sentiment"
@@ -62,6 +63,10 @@ class Setup:
     test: int = 1000
     scale: str | None = None
     training: TrainSettings | None = None
+    text: str = "text"
+    label: str = "label"
+    encoding: str | None = None
+    unlabeled: str | None = None
 
     def task(self, seed: int) -> Task:
         """Return the data, whose training role is long enough for all suspects.
@@ -69,11 +74,33 @@ class Setup:
         Raises: LabError for pictures; ValueError from `load_task`, for too few rows, say.
         Source: ours.
         """
-        task = load_task(self.data, seed=seed, scale=self.scale, sizes={
-            "train": len(SUSPECTS) * self.rows, "reserved": self.reserved, "test": self.test})
+        sizes = {"train": len(SUSPECTS) * self.rows, "reserved": self.reserved, "test": self.test}
+        reading = {name: value for name, value in (("encoding", self.encoding),
+                                                   ("unlabeled", self.unlabeled)) if value}
+        try:
+            task = load_task(self.data, seed=seed, scale=self.scale, text=self.text,
+                             label=self.label, sizes=sizes, **reading)
+        except DataError as error:
+            raise LabError(f"{error.reason}: "
+                           + self.remedies().get(error.option, error.remedy)) from error
         if task.train.are_pictures:
             raise LabError(f"{self.data} holds pictures: the suspects read texts")
         return task
+
+
+    def remedies(self) -> dict[str, str]:
+        """Return what the command takes, for each argument of `load_task` that may be wrong."""
+        columns = "name yours with --text and --label"
+        return {
+            "text": columns,
+            "label": columns,
+            "encoding": "name its encoding with --encoding, such as --encoding cp1252",
+            "unlabeled": "label them, or leave them out with --unlabeled drop",
+            "splits": "rename them in the file to train, dev and test",
+            "sizes": f"the lab takes {self.rows} for each of {len(SUSPECTS)} suspects, "
+                     f"{self.reserved} for the defender and {self.test} to measure on; lower "
+                     "--rows, --reserved or --test",
+        }
 
 
 @dataclass(frozen=True)
@@ -440,27 +467,37 @@ def report(scores: dict[str, Score]) -> str:
                       f"{len(scores)}; target label: {sum(targets)} of {len(targets)}"])
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run one command of this tool; see the module's text."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.lab", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, words in (("make", "train three suspects"), ("submit", "register a verdict"),
-                        ("open", "break the seal and score")):
-        command = commands.add_parser(name, help=words)
+    made, submitted, shown = (commands.add_parser(name, help=words) for name, words in (
+        ("make", "train three suspects"), ("submit", "register a verdict"),
+        ("open", "break the seal and score")))
+    for command in (made, submitted, shown):
         command.add_argument("folder", type=Path, help="of the lab")
-        if name == "submit":
-            command.add_argument("verdict", type=Path, help="JSON file")
-        else:
-            command.add_argument("--truth", type=Path, help="sealed file, if not in the folder")
-        if name == "make":
-            command.add_argument("--seed", type=int, help="secret and random if left out")
-            command.add_argument("--data", default=Setup.data, help="see `load_task`")
-            command.add_argument("--rows", type=int, default=Setup.rows, help="a suspect")
-    given = parser.parse_args(arguments)
+    for command in (made, shown):
+        command.add_argument("--truth", type=Path, help="sealed file, if not in the folder")
+    submitted.add_argument("verdict", type=Path, help="JSON file")
+    made.add_argument("--seed", type=int, help="secret and random if left out")
+    for option, words in (("data", "see `load_task`"), ("text", "column of the texts"),
+                          ("label", "column of the labels"),
+                          ("encoding", "of a file that is not UTF-8"),
+                          ("unlabeled", "`drop` leaves out samples without a label")):
+        made.add_argument(f"--{option}", default=getattr(Setup, option), help=words)
+    for option, words in (("rows", "a suspect"), ("reserved", "clean ones, for the defender"),
+                          ("test", "to measure on")):
+        made.add_argument(f"--{option}", type=int, default=getattr(Setup, option), help=words)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command of this tool; see the module's text."""
+    given = _parser().parse_args(arguments)
     try:
         if given.command == "make":
-            setup = Setup(given.data, given.rows)
+            setup = Setup(given.data, given.rows, given.reserved, given.test, text=given.text,
+                          label=given.label, encoding=given.encoding, unlabeled=given.unlabeled)
             commitment = make(given.folder, given.seed, setup, given.truth)
             print(f"{given.folder} is ready; commitment to its truth: {commitment}")
         elif given.command == "submit":
@@ -468,8 +505,13 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             print(report(opened(given.folder, given.truth)))
             print("receipt of the verdict:", digest((given.folder / VERDICT).read_text("utf8")))
-    except (ValueError, FileNotFoundError, AssetError) as error:
+    except (ValueError, FileNotFoundError, ConnectionError, AssetError) as error:
         raise SystemExit(str(error)) from None
+    except OSError as error:
+        if not disk_trouble(error):
+            raise
+        raise SystemExit(f"{given.folder} cannot be written ({error.strerror}): choose another "
+                         "place, or make room") from None
 
 
 if __name__ == "__main__":

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from .. import scale as current_scale
-from ..roles import Task
+from ..roles import Pictures, Task
+from ..samples import DataError
 from . import text as texts
+from .deal import check_sizes
+from .folders import holds_images, read_folder
+from .hub import read_hub
 from .image import load_pictures
+from .normalize import Raw, Rules, make
+from .pixels import as_images, check_size
+from .tables import KNOWN, read_table, refuse_suffix, suffix_of
 
 # Our own choice of sizes. At `small` one victim trains in about a minute on two cores, and
 # about 500 non-target test rows put the 95 % interval of an ASR of 99 % at 98 to 99.6 %.
@@ -22,59 +32,172 @@ PICTURE_SIZES = {"small": {"train": 12000, "reserved": 500, "test": 5000},
                  "full": {"train": None, "reserved": 500, "test": None}}
 
 
-def load_task(source: str = "sentiment", *, scale: str | None = None, seed: int = 0,
+@dataclass(frozen=True)
+class ReadSettings(Rules):
+    """How a reader's own data are read."""
+
+    encoding: str | None = None
+    """Of the characters of a file; `utf-8`, or what its first bytes say, if None."""
+    separator: str | None = None
+    """Of the cells in a CSV file; found by the names of the columns if None."""
+    size: int | tuple[int, int] | None = None
+    """Height and width of images, or one number for both; that of most images if None."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no size and no separator."""
+        super().__post_init__()
+        check_size(self.size)
+        if self.separator is not None and (len(self.separator) != 1 or self.separator in "\"\r\n"):
+            raise ValueError(f"separator={self.separator!r}: use one character, such as ';'")
+
+
+def load_task(source: str | os.PathLike = "sentiment", *, scale: str | None = None, seed: int = 0,
               text: str = "text", label: str = "label",
-              sizes: dict[str, int | None] | None = None, folder: Path | None = None) -> Task:
+              sizes: dict[str, int | None] | None = None,
+              folder: str | os.PathLike | None = None, **reading) -> Task:
     """Load a data set and split it into the three roles.
 
-    Columns `split` of a file are honored (`train`, `dev`, `test`).
+    A column `split` of a file is honored (`train`, `dev`, `test` and their usual synonyms), and so
+    are folders of those names above folders of images. `report` of the task says what was read,
+    kept and dropped.
 
     Args:
         source: `sentiment`, `topic`, `topic8`, `offensive` or `images` (of a scale, or of both);
             the name of one data set (`snippets`, `newsgroups`, `newsgroups8`, `sst2`, `ag_news`,
-            `olid`, `fashion`, `cifar10`, `gtsrb`); the path of a CSV, JSON-lines or parquet file;
-            or `hub:ORG/NAME`.
+            `olid`, `fashion`, `cifar10`, `gtsrb`); the path of a CSV, TSV, JSON, JSON-lines or
+            parquet file, packed by `gzip` or not; the path of a folder that holds a folder of
+            images for each class; `hub:ORG/NAME` or `hub:ORG/NAME:CONFIG`.
         scale: `small` or `full`; the scale in force if None.
         seed: Of the split.
         text, label: Column names, for files and hub data sets.
         sizes: Rows per role, overriding `SIZES`; None means all there are.
-        folder: Where NAME_train.parquet and NAME_test.parquet lie, for pictures; else the hub.
+        folder: Where NAME_train.parquet and NAME_test.parquet lie, for images; else the hub.
+        **reading: Fields of `ReadSettings`, for own data: unlabeled, splits, encoding, separator
+            and size.
 
     Returns:
         A task whose roles share no row.
 
     Raises:
         ValueError: For an unknown source, a missing column, a bad label or too few rows.
+        TypeError: For an option that there is not, or a source that is no text.
         FileNotFoundError: For a missing file.
         AssetError: Without a network.
         ConnectionError: Without a network.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"load_task takes a name or a path, not a {type(source).__name__}: for "
+                        "texts and labels that you have in Python use make_task(texts, labels)")
+    chosen, rules = _scale(scale), _settings(ReadSettings, reading)
+    name = {"small": SMALL, "full": FULL}[chosen].get(str(source), str(source))
+    check_sizes(sizes or {})
+    if name in PICTURES:
+        _refuse_options(name, reading)
+        return load_pictures(name, {**PICTURE_SIZES[chosen], **(sizes or {})}, seed,
+                             _path(folder) if folder else None)
+    found = texts.known(name)
+    if found is not None:
+        _refuse_options(name, reading)
+        raw, origin = found
+    else:
+        raw, origin, name = _own(name, (text, label), _path(folder) if folder else None, rules)
+        if raw is None:
+            known = sorted({*SMALL, *FULL, *SMALL.values(), *texts.HUB, *PICTURES})
+            raise ValueError(f"unknown data set {str(source)!r} at scale {chosen}: use one of "
+                             f"{known}, the path of a {'/'.join(KNOWN)} file or of a folder of "
+                             "images, or hub:ORG/NAME")
+    return make(raw, name, _sizes(raw, chosen, sizes), seed, origin, rules, loud=found is None)
+
+
+def make_task(samples: Sequence, labels: Sequence, *, split: Sequence | None = None,
+              names: Sequence[str] | None = None, name: str = "own", seed: int = 0,
+              sizes: dict[str, int | None] | None = None, **reading) -> Task:
+    """Make a task of what you have in Python: lists, arrays, tensors, columns of a table.
+
+    Args:
+        samples: Texts; or images, as Pillow has them or as an array or tensor of uint8, of shape
+            (n, H, W), (n, C, H, W) or (n, H, W, C) with one or three channels.
+        labels: (n,) numbers from 0, truth values, or names of classes.
+        split: (n,) names such as `train`, `dev` and `test`, None to deal at random.
+        names: Of the classes, in the order of their numbers; taken from the labels if None.
+        name: Of the task.
+        seed: Of the split.
+        sizes: Samples a role, as for `load_task`.
+        **reading: As for `load_task`: unlabeled, splits and size.
+
+    Returns:
+        A task whose roles share no sample.
+
+    Raises:
+        ValueError: For samples or labels that cannot be taken, with the row.
+        TypeError: For an option that there is not.
+    """
+    for what, given in (("samples", samples), ("labels", labels)):
+        if given is None or isinstance(given, str | bytes):
+            raise TypeError(f"{what} is a {type(given).__name__}: give a list, an array or a "
+                            "column of a table")
+    rules = _settings(ReadSettings, reading)
+    check_sizes(sizes or {})
+    samples = samples if hasattr(samples, "__len__") else list(samples)
+    found, notes = as_images(samples, rules.size) or (list(samples), ())
+    raw = Raw(found, list(labels), None if split is None else list(split),
+              None if names is None else tuple(names), notes=notes)
+    return make(raw, name, _sizes(raw, _scale(None), sizes), seed, f"made here: {name}", rules)
+
+
+def _scale(scale: str | None) -> str:
     chosen = scale or current_scale()
     if chosen not in SIZES:
         raise ValueError(f"unknown scale {chosen!r}: use one of {sorted(SIZES)}")
-    name = {"small": SMALL, "full": FULL}[chosen].get(source, source)
-    if name in PICTURES:
-        return load_pictures(name, {**PICTURE_SIZES[chosen], **(sizes or {})}, seed, folder)
-    wanted = {**SIZES[chosen], **(sizes or {})}
-    if name == "snippets":
-        rows, names, origin = texts.snippets(), ("negative", "positive"), "VADER movie snippets"
-    elif name == "newsgroups":
-        rows, names = texts.newsgroups(texts.NEWSGROUPS), texts.NEWSGROUPS
-        origin = "20 Newsgroups, four groups"
-    elif name == "newsgroups8":
-        rows, names = texts.newsgroups(texts.NEWSGROUPS8), texts.NEWSGROUPS8
-        origin = "20 Newsgroups, eight single groups"
-    elif name in texts.HUB:
-        hub_id, config, names = texts.HUB[name]
-        rows, origin = texts.from_hub(hub_id, config, "text", "label"), f"hub: {hub_id}"
-    elif name.startswith("hub:"):
-        rows, names = texts.named(texts.from_hub(name[4:], None, text, label))
-        origin = name
-    elif Path(name).suffix in texts.READERS:
-        rows, names = texts.named(texts.from_file(Path(name), text, label))
-        origin, name = f"file: {Path(name).name}", Path(name).stem
-    else:
-        known = sorted({*SMALL, *FULL, *SMALL.values(), *texts.HUB, *PICTURES})
-        raise ValueError(f"unknown data set {source!r} at scale {chosen}: use one of {known}, "
-                         f"the path of a {'/'.join(texts.READERS)} file, or hub:ORG/NAME")
-    return texts.split(name, rows, tuple(names), wanted, seed, origin)
+    return chosen
+
+
+def _sizes(raw: Raw, scale: str, sizes: dict[str, int | None] | None) -> dict[str, int | None]:
+    default = PICTURE_SIZES if isinstance(raw.texts, Pictures) else SIZES
+    return {**default[scale], **(sizes or {})}
+
+
+def _settings(kind: type[ReadSettings], given: dict) -> ReadSettings:
+    there = [field.name for field in fields(kind)]
+    if unknown := sorted(set(given) - set(there)):
+        raise TypeError(f"there is no option {unknown[0]!r}: use one of {', '.join(there)}")
+    return kind(**given)
+
+
+def _refuse_options(name: str, reading: dict) -> None:
+    if reading:
+        raise DataError(f"{name} is known to the book and is read in one way",
+                        f"leave out {', '.join(sorted(reading))}")
+
+
+def _path(given: str | os.PathLike) -> Path:
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:
+        raise DataError(f"there is no home folder for {given}", "write the path in full") from None
+
+
+def _own(name: str, columns: tuple[str, str], folder: Path | None, rules: ReadSettings
+         ) -> tuple[Raw | None, str, str]:
+    """Return a reader's own samples, where they came from, and the name of the task."""
+    if name.startswith("hub:") and name[4:].strip():
+        there = Path(name[4:])
+        if not (there.is_dir() and holds_images(there)):
+            hub_id, _, config = name[4:].partition(":")
+            remedy = "save it as a file elsewhere, and name that file"
+            return read_hub(hub_id, config or None, columns, None, remedy, rules.size), name, name
+        folder, name = there, there.name
+    path = folder or _path(name)
+    if path.is_dir() and name.strip():
+        title = name if folder else path.resolve().name
+        return read_folder(path, rules.size, rules.splits), f"folder: {path.name}", title
+    if folder:
+        raise FileNotFoundError(f"there is no folder {folder}: check the path")
+    if suffix_of(path) in KNOWN:
+        table = read_table(path, columns, rules.encoding, rules.separator)
+        stem = path.stem.removesuffix(path.suffixes[-2]) if path.suffix.lower() == ".gz" else (
+            path.stem)
+        return table.raw(*columns), f"file: {path.name}", stem
+    if path.is_file():
+        refuse_suffix(path)
+    return None, "", name

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..assets import AssetError, asset
+from ..assets import AssetError, CacheError, asset, cache_dir
 from ..roles import Pictures, ReservedSet, Task, TestSet, TrainingSet, evenly
+from ..samples import DataError, LoadReport
+from .hub import HubError, load
+from .normalize import classes
+from .pixels import flattened, opened, stacked
+from .tables import read_table
 
 FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker",
            "bag", "ankle boot")
@@ -25,6 +30,8 @@ FASHION_SHA256 = {
     "train": "93071dfa20f584eeeb705e850e092f48bbd385813f9db74a038c5bef758ab84d",
     "test": "244f956bd7c1f23476f702e61da7933f0498a89ce3f2165d7395191f2e9eaadd",
 }
+ROLES = (("test", TestSet, "test"), ("reserved", ReservedSet, "train"),
+         ("train", TrainingSet, "train"))
 HUB = {  # hub id, columns of picture and label, names of the classes, pixels a side, mode
     "fashion": ("zalando-datasets/fashion_mnist", "image", "label", FASHION, 28, "L"),
     "cifar10": ("uoft-cs/cifar10", "img", "label", CIFAR10, 32, "RGB"),
@@ -48,6 +55,7 @@ def load_pictures(name: str, sizes: dict[str, int | None], seed: int = 0,
 
     Raises:
         ValueError: If the set is too small.
+        FileNotFoundError: If the folder lacks the files.
         AssetError: Without a network.
         ConnectionError: Without a network.
     """
@@ -56,20 +64,44 @@ def load_pictures(name: str, sizes: dict[str, int | None], seed: int = 0,
     else:
         parts, names = _columns(name, folder)
         origin = f"files: {folder.name}" if folder else f"hub: {HUB[name][0]}"
+    digests = {part: [_digest(image) for image in pixels] for part, (pixels, _) in parts.items()}
     rng, used, made = random.Random(seed), set(), {}
-    # The test part goes first, since a published test set must keep its rows.
-    for role, kind, part in (("test", TestSet, "test"), ("reserved", ReservedSet, "train"),
-                             ("train", TrainingSet, "train")):
+    chosen: dict[str, list[int]] = {}
+    # The test part goes first, since a published test set must keep its images.
+    for role, kind, part in ROLES:
         pixels, labels = parts[part]
-        rows = _fresh(pixels, rng.sample(range(len(pixels)), len(pixels)), used)
+        rows = _fresh(digests[part], rng.sample(range(len(pixels)), len(pixels)), used)
         size = sizes[role]
         if size and len(rows) < size:
-            raise ValueError(f"{name} leaves only {len(rows)} pictures for the role {role!r}, but "
-                             f"{size} are asked for: give smaller sizes=...")
+            raise DataError(f"{name} leaves only {len(rows)} pictures for the role {role!r}, but "
+                            f"{size} are asked for", "give smaller sizes=...", "sizes")
         rows = evenly(rows, labels, size, len(names)) if size else rows
-        used.update(_digest(pixels[row]) for row in rows)
+        used.update(digests[part][row] for row in rows)
+        chosen[role] = rows
         made[role] = kind(Pictures(pixels[rows]), tuple(labels[row] for row in rows), names)
-    return Task(name=name, source=origin, **made)
+    report = _account(parts, names, chosen, (digests, used))
+    return Task(name=name, source=origin, **made, report=report)
+
+
+def _account(parts: dict[str, tuple[Tensor, list[int]]], names: tuple[str, ...],
+             chosen: dict[str, list[int]], seen: tuple[dict, set]) -> LoadReport:
+    """Count all images by class."""
+    digests, used = seen
+
+    def by_class(labels: Sequence[int]) -> dict[str, int]:
+        found = Counter(labels)
+        return {name: found[k] for k, name in enumerate(names)}
+
+    kept = {role: by_class([parts[part][1][i] for i in chosen[role]]) for role, _, part in ROLES}
+    dropped: dict[str, list[int]] = {"repeated": [], "not asked for": []}
+    for part, (_, labels) in parts.items():
+        taken = {i for role, _, where in ROLES if where == part for i in chosen[role]}
+        for i, label in enumerate(labels):
+            if i not in taken:
+                again = digests[part][i] in used
+                dropped["repeated" if again else "not asked for"].append(label)
+    return LoadReport({part: by_class(labels) for part, (_, labels) in parts.items()}, kept,
+                      {reason: by_class(labels) for reason, labels in dropped.items() if labels})
 
 
 def _digest(picture: Tensor) -> bytes:
@@ -82,13 +114,12 @@ def _of_all(pixels: Tensor, labels: list[int]) -> str:
     return hashlib.sha256(b"".join(each)).hexdigest()
 
 
-def _fresh(pixels: Tensor, rows: Sequence[int], used: set[bytes]) -> list[int]:
-    """Leave out pictures that another role has, or that come twice."""
+def _fresh(digests: list[bytes], rows: Sequence[int], used: set[bytes]) -> list[int]:
+    """Leave out images that another role has, or that come twice."""
     seen, kept = set(used), []
     for row in rows:
-        digest = _digest(pixels[row])
-        if digest not in seen:
-            seen.add(digest)
+        if digests[row] not in seen:
+            seen.add(digests[row])
             kept.append(row)
     return kept
 
@@ -96,11 +127,15 @@ def _fresh(pixels: Tensor, rows: Sequence[int], used: set[bytes]) -> list[int]:
 def _fashion() -> dict[str, tuple[Tensor, list[int]]]:
     try:
         folder, parts = asset("fashion_mnist"), {}
-    except AssetError as error:  # no apt-get here: the hub has the same pictures
+    except CacheError:
+        raise
+    except AssetError as error:  # no apt-get here: the hub has the same images
         try:
             parts = _columns("fashion", None)[0]
-        except ConnectionError as second:
-            raise second from error
+        except HubError as second:
+            place = cache_dir() / "assets/fashion_mnist"
+            raise HubError(f"{error}; and {second}, or copy the folder {place} from a machine "
+                           "that has it. Chapters on texts do not need it") from second
         if any(_of_all(*parts[part]) != digest for part, digest in FASHION_SHA256.items()):
             raise AssetError("the hub's Fashion-MNIST is not the set that we know") from error
         return parts
@@ -114,27 +149,43 @@ def _fashion() -> dict[str, tuple[Tensor, list[int]]]:
 
 
 def _columns(name: str, folder: Path | None) -> tuple[dict, tuple[str, ...]]:
-    from datasets import load_dataset
-    from PIL import Image
-
     hub_id, column, label, names, side, mode = HUB[name]
-    try:
-        tables = load_dataset("parquet", data_files={
-            part: str(folder / f"{name}_{part}.parquet") for part in ("train", "test")}
-        ) if folder else load_dataset(hub_id)
-    except Exception as error:  # the hub's clients raise many kinds
-        raise ConnectionError(f"the pictures {hub_id} could not be loaded from the hub "
-                              f"({type(error).__name__}): check the network, or stay at "
-                              "BDUTILS_SCALE=small, which needs no hub") from error
+    tables = _files(name, folder, (column, label)) if folder else _from_hub(name)
     parts = {}
-    for part in ("train", "test"):
-        pictures = []
-        for cell in tables[part].with_format("arrow")[:][column].to_pylist():
-            picture = Image.open(io.BytesIO(cell["bytes"])).convert(mode)
-            if picture.size != (side, side):
-                picture = picture.resize((side, side), Image.Resampling.BILINEAR)
-            pictures.append(np.asarray(picture))
-        array = torch.from_numpy(np.stack(pictures))
-        pixels = (array[..., None] if array.dim() == 3 else array).permute(0, 3, 1, 2).contiguous()
-        parts[part] = pixels, list(tables[part][label])
+    for part, (cells, found) in tables.items():
+        where = f"{name}, {part}"
+        images = []
+        for i, cell in enumerate(cells):
+            here = f"{where}, row {i}"
+            images.append(flattened(opened(cell["bytes"], here), here))
+        labels, _ = classes(found, names, where=where)
+        if None in labels:
+            raise DataError(f"{where}: row {labels.index(None)} has no label", "leave it out")
+        parts[part] = stacked(images, mode, side)[0].pixels, labels
     return parts, names
+
+
+def _from_hub(name: str) -> dict[str, tuple[list, list]]:
+    hub_id, column, label = HUB[name][:3]
+    tables = load(hub_id, remedy="" if name == "fashion" else
+                  "stay at BDUTILS_SCALE=small, whose images are others")
+    return {part: (tables[part].with_format("arrow")[:][column].to_pylist(),
+                   list(tables[part][label])) for part in ("train", "test")}
+
+
+def _files(name: str, folder: Path, columns: tuple[str, str]) -> dict[str, tuple[list, list]]:
+    paths = {part: folder / f"{name}_{part}.parquet" for part in ("train", "test")}
+    if missing := [path for path in paths.values() if not path.is_file()]:
+        raise FileNotFoundError(f"there is no file {missing[0]}: for images of your own, name "
+                                f"their folder alone, as in load_task({str(folder)!r})")
+    tables = {part: read_table(path, columns) for part, path in paths.items()}
+    return {part: (_cells(table.column(columns[0], "text"), table.where),
+                   table.column(columns[1], "label")) for part, table in tables.items()}
+
+
+def _cells(cells: list, where: str) -> list[dict]:
+    for row, cell in enumerate(cells):
+        if not isinstance(cell, dict) or not isinstance(cell.get("bytes"), bytes):
+            raise DataError(f"{where}: row {row} holds no image",
+                            "write each as an object whose field `bytes` is a file")
+    return cells

@@ -17,9 +17,10 @@ import numpy
 import pandas as pd
 import torch
 import transformers
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from .. import __version__
+from ..assets import disk_trouble, system_lock
 from ..metrics import Rate, mean_interval, wilson
 
 
@@ -145,16 +146,23 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
     Returns:
         A context that gives True, or False if somebody else holds the lock. It is the operating
         system's, so that it ends with the process, however that ends.
+
+    Raises:
+        OSError: If the folder cannot be written, so that the record could not be kept.
     """
-    lock = FileLock(path.with_name(f".{path.stem}.lock"), blocking=wait)
+    lock = system_lock(path.with_name(f".{path.stem}.lock"), wait)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         yield False
         return
-    except OSError:  # no lock can be had here, as on some network drives: go on without
-        yield True
+    except (OSError, NotImplementedError) as error:
+        if disk_trouble(error):  # what is made could not be kept
+            raise OSError(error.errno, f"no record can be kept, since {path.parent} "
+                          f"{disk_trouble(error)}: choose another folder (--results FOLDER)"
+                          ) from error
+        yield True  # no locks here, as on some network drives: go on without
         return
     try:
         yield True
