@@ -143,7 +143,7 @@ def _register(first: object, method: Callable | None = None) -> Callable:
 
 
 repair.register = _register
-repair.dispatch = _method.dispatch
+repair.dispatch, repair.registry = _method.dispatch, _method.registry
 
 
 def _shape(model: nn.Module) -> tuple:
