@@ -206,10 +206,12 @@ def test_the_color_scheme_is_chosen_by_keyboard(page):
     ("wilson interval", "02_measuring"), ("mahalanobis", "07_anomalies"), ("strip", "12_guards")])
 def test_search_finds(browser, site, words, where):
     page, unwanted = open_page(browser, site + "chapters/index.html", site)
+    page.wait_for_load_state("networkidle")  # else leaving the page would end a request
     page.keyboard.press("Control+k")
     page.keyboard.type(words)
     page.keyboard.press("Enter")
     expect(page.locator(f"ul.search a[href*='{where}.html']").first).to_be_visible()
+    page.wait_for_load_state("networkidle")
     assert unwanted == []
     page.context.close()
 

@@ -60,7 +60,7 @@ def ask(installed, tmp_path):
 
 @pytest.mark.alone
 def test_a_wheel_has_the_records_and_the_reported_figures(ask):
-    done = ask("from bdutils import results",
+    done = ask("from bdutils.experiments import results",
                "print(len(results.load('attacks')), len(results.load('throughput')))",
                "print(len(json.loads((results.shipped() / 'reported.json').read_text())) > 0)",
                "print(results.target())")
@@ -81,7 +81,7 @@ def test_the_commands_run_from_a_wheel(ask, module, said):
 
 @pytest.mark.alone
 def test_new_records_go_to_the_current_folder_or_say_why_not(ask, tmp_path):
-    again = ("from bdutils import results", "print(results.save(results.load('attacks')[0]))")
+    again = ("from bdutils.experiments import results", "print(results.save(results.load('attacks')[0]))")
     done = ask(*again)
     assert done.stdout.startswith("data/results/attacks/"), done.stderr
     assert (tmp_path / done.stdout.strip()).is_file()
