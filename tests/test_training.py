@@ -175,3 +175,8 @@ def test_retraining_starts_from_a_fresh_model(tiny_encoder, tiny_folder, toy_tas
                                max_length=FAST.max_length)
     assert torch.equal(fresh.logits(texts), untouched.logits(texts))
     assert not torch.equal(fresh.logits(texts), made.classifier.logits(texts))
+
+
+def test_a_network_of_ones_own_needs_no_configuration_to_be_encoded(tiny):
+    own = Classifier(torch.nn.Linear(2, 2), tiny.tokenizer, max_length=24)
+    assert own.encode(["a fine film"]) == tiny.encode(["a fine film"])

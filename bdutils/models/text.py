@@ -126,9 +126,10 @@ class Classifier:
         """Tokenize once: one list of token ids per text, cut at `max_length`, not padded."""
         encoded = self.tokenizer(list(texts), truncation=True,
                                  max_length=self.max_length)["input_ids"]
-        if not getattr(self.model.config, "is_encoder_decoder", False):
+        config = getattr(self.model, "config", None)  # a reader's own network may have none
+        if not getattr(config, "is_encoder_decoder", False):
             return encoded
-        end = self.model.config.eos_token_id  # the answer is read there: once in every text
+        end = config.eos_token_id  # the answer is read there: once in every text
         return [[token for token in ids[:-1] if token != end] + ids[-1:] for ids in encoded]
 
     def collate(self, encoded: Sequence[list[int]], rows: Sequence[int]) -> dict[str, Tensor]:
