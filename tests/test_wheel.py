@@ -81,7 +81,8 @@ def test_the_commands_run_from_a_wheel(ask, module, said):
 
 @pytest.mark.alone
 def test_new_records_go_to_the_current_folder_or_say_why_not(ask, tmp_path):
-    again = ("from bdutils.experiments import results", "print(results.save(results.load('attacks')[0]))")
+    again = ("from bdutils.experiments import results",
+             "print(results.save(results.load('attacks')[0]))")
     done = ask(*again)
     assert done.stdout.startswith("data/results/attacks/"), done.stderr
     assert (tmp_path / done.stdout.strip()).is_file()
