@@ -781,7 +781,7 @@ def three(attacked):
 def check_ibau(models, view, task):
     """What unlearning promises, on three models, as one of them alone is a matter of luck.
 
-    Measured under five settings of the processor: the worst loss falls to 0.2 to 0.6 % of what it
+    Measured under four settings of one processor: the worst loss falls to 0.2 to 0.6 % of what it
     was; the ASR ends at 0.00 to 0.40 on a model, at 0.05 to 0.15 in the mean of three.
     """
     settings = replace(QUICK, radius=1.0, rounds=20)
