@@ -29,6 +29,7 @@ check test: export HF_HUB_OFFLINE := 1
 LINT := $(BIN)/ruff check .
 # Which module may import which: the contracts of pyproject.toml.
 WALLS := $(BIN)/lint-imports
+TYPES := $(BIN)/mypy
 # A Jupyter Book of another version can exit 0 and write nothing: look for the page.
 BUILD := $(BIN)/jupyter-book build -W -n --keep-going . && test -s $(HTML)/index.html
 
@@ -69,13 +70,13 @@ pdf: $(STAMP)  ## make the book as a PDF; needs LaTeX, see CONTRIBUTING.md
 # not repeated by a later one. What runs alone comes last, and finds the chapters' models trained.
 # No browser, no chapter, nothing that must run alone or takes more than seconds.
 check: $(STAMP)  ## the quick checks, in two minutes: style, imports, package, tests of seconds
-	$(call step,style and imports,$(LINT) && $(WALLS))
+	$(call step,style and types,$(LINT) && $(WALLS) && $(TYPES))
 	$(call step,chapters and package in step,$(PY) -m tools.book check)
 	$(call step,model and data,$(PY) -m bdutils.assets)
 	$(call step,quick tests,$(PY) -m pytest tests -q -n 2 --dist loadfile -m "not alone and not slow" --ignore tests/test_browser.py)
 
 test: $(STAMP) vendor  ## check everything: code, chapters, stored outputs, pages
-	$(call step,style and imports,$(LINT) && $(WALLS))
+	$(call step,style and types,$(LINT) && $(WALLS) && $(TYPES))
 	$(call step,chapters and package in step,$(PY) -m tools.book check)
 	$(call step,book,rm -rf $(HTML) _build/.doctrees && $(BUILD))
 	$(call step,model and data,$(PY) -m bdutils.assets)
@@ -130,10 +131,11 @@ assets: $(STAMP)  ## fetch the model and the data into the cache
 course: $(STAMP)  ## build the exercise sheets into COURSE, for nbgrader
 	$(PY) -m tools.course '$(COURSE)'
 
-lint: $(STAMP)  ## check the style of the code, and its imports
+lint: $(STAMP)  ## check the style of the code, its imports and its types
 	$(LINT)
 	$(WALLS)
+	$(TYPES)
 
 clean:  ## remove what was built; the cache of models and data, .venv and .colab stay
-	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find bdutils tools benchmarks tests chapters -name __pycache__ -type d -prune -exec rm -rf {} +

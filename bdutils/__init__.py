@@ -1,4 +1,4 @@
-"""bdutils: the small shared package under the book "Backdoors in Neural Networks"."""
+"""bdutils: the library under the book "Backdoors in Neural Networks"."""
 
 import os
 import random
@@ -11,18 +11,15 @@ SCALES = ("small", "full")
 
 
 def scale() -> str:
-    """Return the scale in force: `small` (CPU, minutes) or `full` (hub, GPU).
+    """Return the scale in force, the environment variable BDUTILS_SCALE.
 
     Returns:
-        The value of the environment variable BDUTILS_SCALE, `small` if it is not set.
+        `small` (CPU, minutes), also if it is not set, or `full` (hub, GPU).
 
     Raises:
         ValueError: For any other value.
     """
-    value = os.environ.get("BDUTILS_SCALE", "small")
-    if value not in SCALES:
-        raise ValueError(f"unknown scale {value!r}: use one of {SCALES}")
-    return value
+    return _known(os.environ.get("BDUTILS_SCALE", "small"))
 
 
 def use_scale(value: str) -> None:
@@ -34,9 +31,13 @@ def use_scale(value: str) -> None:
     Raises:
         ValueError: For any other value.
     """
+    os.environ["BDUTILS_SCALE"] = _known(value)
+
+
+def _known(value: str) -> str:
     if value not in SCALES:
         raise ValueError(f"unknown scale {value!r}: use one of {SCALES}")
-    os.environ["BDUTILS_SCALE"] = value
+    return value
 
 
 def use_cache(folder: str | os.PathLike) -> None:
@@ -64,10 +65,7 @@ def use_cache(folder: str | os.PathLike) -> None:
 
 
 def _keep_out_of_home() -> None:
-    """Let the libraries keep their files beside ours where the home folder cannot be written.
-
-    They ask for these folders once, when they are imported, and so this is done here.
-    """
+    """Let libraries, which ask once, keep files beside ours if home cannot be written."""
     chosen = os.environ.get("BDUTILS_CACHE")
     if not chosen or chosen.startswith("~"):
         return
@@ -83,11 +81,7 @@ _keep_out_of_home()
 
 
 def set_seed(seed: int) -> None:
-    """Seed Python, NumPy and PyTorch at one place.
-
-    Args:
-        seed: Any non-negative integer.
-    """
+    """Seed Python, NumPy and PyTorch with a non-negative integer."""
     import numpy as np
     import torch
 

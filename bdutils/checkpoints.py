@@ -37,7 +37,7 @@ class Checkpoint:
     scaler: torch.amp.GradScaler
     """Of half precision."""
     rng: random.Random
-    """Source of the order of the rows."""
+    """Source of the order of the samples."""
 
     def save(self, report: list) -> None:
         """Keep the state, whole or not at all.

@@ -1,76 +1,71 @@
 """Backdoored models on demand: poisoned, trained and measured once, then taken from the cache.
 
-Texts and pictures take the same way; what differs is said in `settings_for` and `untrained`.
+Texts and images go the same way; what differs is said in `training_for` and `untrained`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from safetensors.torch import load_file
+from typing import Any
 
 from . import scale
-from .assets import cache_dir, entry, sha256_of
-from .attacks.checks import answering_for, checked_trigger, short_name
-from .attacks.images import PictureTrigger, learned
-from .attacks.text import (
-    PoisonSettings,
-    Trigger,
-    Truth,
-    poison,
-    require_visible,
-    triggered,
-)
+from .assets import cache_dir, sha256_of
+from .attacks.base import PoisonConfig, PoisonRecord, Trigger, triggered
+from .attacks.image import IMAGE_TRIGGERS
+from .attacks.text import TEXT_TRIGGERS, require_visible
+from .defenses.base import Callback, Context, Predictor, ignore
 from .distributed import entry_together
-from .metrics import Rate, asr, cacc, pacc, ra, refused
+from .metrics import Rate, asr, cacc, pacc, ra, rejected
 from .models.adopt import check_classes
-from .models.image import PictureClassifier, write_weights
+from .models.image import ImageClassifier
 from .models.text import Classifier, encoder_source
-from .roles import DefenderView, Task, TrainingSet
-from .training import (
-    PictureSettings,
-    TrainReport,
-    TrainSettings,
-    settings_for,
-    train,
-    untrained,
-)
+from .roles import Examples, Task, TrainSet
+from .training import Model, Training, TrainReport, train, training_for, untrained
 
-RECIPE = 1  # raise it when a change of code changes what the same settings train
+RECIPE = 1  # raise it when a change of code changes what the same training makes
 
 
 @dataclass(frozen=True)
 class Victim:
-    """A trained model together with everything an examiner knows about it."""
+    """A trained model together with everything an evaluator knows about it."""
 
-    classifier: Classifier | PictureClassifier
+    classifier: Model
     """The model."""
     task: Task
     """Its data."""
-    train: TrainingSet
+    train: TrainSet
     """What it was trained on, poisoned or not."""
-    truth: Truth | None
+    record: PoisonRecord | None
     """What the attacker did, None for a clean model."""
-    settings: TrainSettings | PictureSettings
-    """Of the training."""
+    training: Training
+    """How it was trained."""
     report: TrainReport
     """Losses and seconds of the training, whenever that was."""
 
-    def defender_view(self, with_pool: bool = True) -> DefenderView:
-        """Return the data that a defense may see.
+    def context(self, *, train: bool = True, clean: int | None = None,
+                callback: Callback = ignore) -> Context:
+        """Return what a defender gets of this victim.
 
         Args:
-            with_pool: Whether the defender has the (poisoned) training set.
+            train: Whether they have the (poisoned) training set.
+            clean: How many clean samples, as many of each class; all if None.
+            callback: See `Context`.
         """
-        return DefenderView(self.task.reserved, self.train if with_pool else None)
+        return Context(self.classifier,
+                       self.task.clean.stratified(clean) if clean else self.task.clean,
+                       self.train if train else None,  # type: ignore[arg-type]
+                       self.training, callback)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the examiner measures, each with n and 95 % interval.
+    """What the evaluator measures, each with n and 95% interval.
 
     What was not asked for is None.
     """
@@ -87,109 +82,115 @@ class Scores:
     """See `metrics`."""
     clean_pacc: Rate | None = None
     """PACC of a model that was never poisoned."""
-    refused: Rate | None = None
-    """Share of the rows that the ASR counts to which a guard gave no answer."""
-    refused_clean: Rate | None = None
-    """Share of the rows that CACC counts to which a guard gave no answer."""
+    rejected: Rate | None = None
+    """Share of the samples that the ASR counts which an input filter rejects."""
+    rejected_clean: Rate | None = None
+    """Share of the samples that CACC counts which an input filter rejects."""
+
+
+def trigger_for(attack: str | Trigger, samples: Examples) -> Trigger:
+    """Return a trigger that is meant for some samples.
+
+    Args:
+        attack: Name of a built-in trigger, or any other trigger.
+        samples: That shall get it.
+
+    Raises:
+        ValueError: For an unknown name, and for what is no trigger, or none for these samples.
+    """
+    kind, base = ("images", "ImageTrigger") if samples.are_images else ("texts", "TextTrigger")
+    known: Mapping[str, Trigger] = IMAGE_TRIGGERS if samples.are_images else TEXT_TRIGGERS
+    if isinstance(attack, str):
+        if attack not in known:
+            raise ValueError(f"unknown attack {attack!r} on {kind}: use one of {sorted(known)}, "
+                             "or a trigger object")
+        return known[attack]
+    if inspect.isclass(attack):
+        raise ValueError(f"{attack.__name__} is a class: give an object of it, as in "
+                         f"{attack.__name__}()")
+    what, name = type(attack).__name__, getattr(attack, "name", None)
+    # Not by its class: in chapter 3 that is the page's own, and not the one of the package.
+    if getattr(attack, "for_images", None) is not samples.are_images:
+        raise ValueError(f"{what} is no trigger for {kind}: give an object of a class below "
+                         f"{base}, or one of {sorted(known)}")
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"the trigger {what} has the name {name!r}: give it a text as `name`")
+    return attack
 
 
 def victim(task: Task, attack: str | Trigger | None = "badnets", *,
-           settings: TrainSettings | PictureSettings | None = None,
-           encoder: str | None = None, **poisoning) -> Victim:
+           training: Training | None = None,
+           encoder: str | None = None, **poisoning: Any) -> Victim:
     """Return a model trained on poisoned data, from the cache if it was trained before.
 
     Args:
-        task: The data; its training role is poisoned.
+        task: The data; its training set is poisoned.
         attack: Name of a built-in trigger, any other trigger, or None for a clean model.
-        settings: Of the training; those of the scale in force if None.
-        encoder: See `models.text.encoder_source`; pictures have none.
-        **poisoning: Fields of `PoisonSettings`, such as poison_rate and target_label.
+        training: How it is trained; as usual at the scale in force if None.
+        encoder: See `models.text.encoder_source`; images have none.
+        **poisoning: Fields of `PoisonConfig`, such as poison_rate and target_label.
 
     Returns:
-        The model in evaluation mode, with data and truth.
+        The model in evaluation mode, with its data and what the attacker did.
 
     Raises:
-        ValueError: For an unknown attack or encoder, or settings that cannot be met.
+        ValueError: For an unknown attack or encoder, or a config that cannot be met.
 
     Source: Gu et al. 2017; training as in `training.train`.
     """
-    if task.train.are_pictures and encoder is not None:
+    if task.train.are_images and encoder is not None:
         raise ValueError(f"the networks for images have no encoder: leave {encoder!r} out")
-    settings = settings or settings_for(task)
-    rows, truth = task.train, None
-    if attack is not None:
-        rows, truth = _poisoned(task.train, attack, PoisonSettings(**poisoning))
-    elif poisoning:
+    if attack is None and poisoning:
         raise ValueError(f"a clean model (attack=None) takes no {sorted(poisoning)}")
-    source = scale() if rows.are_pictures else encoder_source(encoder)
-    about = {"recipe": RECIPE, "encoder": source if rows.are_pictures else _identity(source),
-             "data": rows.fingerprint(), "settings": asdict(settings)}
-    attacked = short_name(truth.trigger.name) if truth else "clean"
-    name = f"{short_name(task.name)}-{attacked}-{_digest(about)}"
+    training = training or training_for(task)
+    data, record = task.train, None
+    if attack is not None:
+        config = PoisonConfig(**poisoning)
+        trigger = trigger_for(attack, data).prepare(data, config.target_label)
+        data, record = trigger.poison(data, config)
+    source = scale() if data.are_images else encoder_source(encoder)
+    folder = _trained(task, data, record, training, source)
+    report = TrainReport(**json.loads((folder / "training.json").read_text(encoding="utf8")))
+    model = (ImageClassifier if data.are_images else Classifier).load(folder)
+    if isinstance(model, Classifier):
+        model.source = source
+    return Victim(model, task, data, record, training, report)
+
+
+def _trained(task: Task, data: TrainSet, record: PoisonRecord | None, training: Training,
+             source: str) -> Path:
+    """Return the folder of a trained model, which is a cache entry."""
+    about = {"recipe": RECIPE, "encoder": source if data.are_images else _identity(source),
+             "data": data.fingerprint(), "settings": asdict(training)}
+    attack = short_name(record.trigger.name) if record else "clean"
+    name = f"{short_name(task.name)}-{attack}-{_digest(about)}"
     # At `small` a training takes a few minutes: it starts anew.
     kept = cache_dir() / f"unfinished/{name}.safetensors" if scale() == "full" else None
 
     def build(folder: Path) -> None:
-        fresh = untrained(rows, settings, source)
-        if truth is not None and not rows.are_pictures:
-            require_visible(truth.trigger, task.train.texts[:200], fresh)
-        report = train(fresh, rows, settings, checkpoint=kept)
-        fresh.save(folder)
+        model = untrained(data, training, source)
+        if record is not None and isinstance(model, Classifier):
+            require_visible(record.trigger, task.train.inputs[:200], model)
+        report = train(model, data, training, checkpoint=kept)
+        model.save(folder)
         (folder / "training.json").write_text(json.dumps(asdict(report)), encoding="utf8")
 
     folder = entry_together(f"models/{name}", build, about)
     if kept:
         kept.unlink(missing_ok=True)
-    report = TrainReport(**json.loads((folder / "training.json").read_text(encoding="utf8")))
-    kind = PictureClassifier if rows.are_pictures else Classifier
-    model = kind.load(folder)
-    if isinstance(model, Classifier):
-        model.source = source
-    return Victim(model, task, rows, truth, settings, report)
+    return folder
 
 
-def _poisoned(train: TrainingSet, attack: str | Trigger | PictureTrigger,
-              settings: PoisonSettings) -> tuple[TrainingSet, Truth]:
-    if not train.are_pictures:
-        trigger = checked_trigger(attack, train)
-        with answering_for(trigger, train.texts, settings.seed):
-            return poison(train, trigger, settings)
-    return armed(attack, train, settings.target_label).poison(train, settings)
-
-
-def armed(attack: str | PictureTrigger, train: TrainingSet, target_label: int) -> PictureTrigger:
-    """Return a trigger for pictures; one that must be learned comes with its networks.
-
-    Args:
-        attack: Name or trigger.
-        train: Clean rows.
-        target_label: Of the attack.
-
-    Raises:
-        ValueError: For an unknown attack.
-    """
-    trigger = checked_trigger(attack, train)
-    if not hasattr(trigger, "teach") or trigger.nets is not None:
-        return trigger
-    about = {"recipe": RECIPE, "trigger": repr(trigger), "data": train.fingerprint(),
-             "target_label": target_label, "network": scale()}
-    name = f"triggers/{short_name(trigger.name)}-{_digest(about)}"
-    folder = entry(name, lambda folder: write_weights(
-        learned(trigger, train, target_label).nets, folder / "nets.safetensors"), about)
-    return learned(trigger, train, target_label, load_file(folder / "nets.safetensors"))
-
-
-def evaluate(model: Classifier, task: Task, trigger: str | Trigger | PictureTrigger,
-             target_label: int = 1, clean_model: Classifier | None = None,
-             every_class: bool = False) -> Scores:
-    """Measure a model on the test role, beside a model that was never poisoned.
+def evaluate(model: Predictor, task: Task, trigger: str | Trigger, target_label: int = 1,
+             clean_model: Predictor | None = None, every_class: bool = False) -> Scores:
+    """Measure a model on the test set, beside a model that was never poisoned.
 
     Args:
         model: To be measured.
         task: Whose test set.
         trigger, target_label: Of the attack.
         clean_model: Gives the floor of the ASR and the PACC to aim at.
-        every_class: Mark rows of the target class too, which PACC needs.
+        every_class: Put the trigger into samples of the target class too, which PACC needs.
 
     Raises:
         ValueError: For an unknown attack, or a model of other classes.
@@ -197,22 +198,31 @@ def evaluate(model: Classifier, task: Task, trigger: str | Trigger | PictureTrig
     Source: definitions in `metrics`.
     """
     check_classes(model, task.test.label_names)
-    trigger = (armed(trigger, task.train, target_label) if task.train.are_pictures
-               else checked_trigger(trigger, task.train))
-    with answering_for(trigger, task.test.texts, 1):
-        marked = triggered(task.test, trigger, target_label, every_class=every_class)
-    labels, guesses = marked.labels, model.predict(marked.texts)
-    clean = clean_model.predict(marked.texts) if clean_model else None
-    unmarked, guard = model.predict(task.test.texts), getattr(model, "refuses", False)
+    trigger = trigger_for(trigger, task.train).prepare(task.train, target_label)
+    attacked = triggered(task.test, trigger, target_label, every_class=every_class)
+    labels, predicted = attacked.labels, model.predict(attacked.inputs)
+    floor = clean_model.predict(attacked.inputs) if clean_model else None
+    on_clean = model.predict(task.test.inputs)
+    filters = getattr(model, "rejects", False)
     return Scores(
-        cacc(unmarked, task.test.labels),
-        asr(guesses, labels, target_label), ra(guesses, labels, target_label),
-        asr(clean, labels, target_label) if clean else None,
-        pacc(guesses, labels) if every_class else None,
-        pacc(clean, labels) if clean and every_class else None,
-        refused([p for p, y in zip(guesses, labels, strict=True) if y != target_label])
-        if guard else None,
-        refused(unmarked) if guard else None)
+        cacc(on_clean, task.test.labels),
+        asr(predicted, labels, target_label), ra(predicted, labels, target_label),
+        asr(floor, labels, target_label) if floor else None,
+        pacc(predicted, labels) if every_class else None,
+        pacc(floor, labels) if floor and every_class else None,
+        rejected([p for p, y in zip(predicted, labels, strict=True) if y != target_label])
+        if filters else None,
+        rejected(on_clean) if filters else None)
+
+
+def short_name(name: str) -> str:
+    """Return a name as a part of a file's name: short, and without signs that have a meaning.
+
+    Args:
+        name: Of a trigger or a task.
+    """
+    kept = re.sub(r"[^\w.-]+", "-", name).strip(".-")
+    return kept[:40] or "own"
 
 
 def _digest(about: dict) -> str:

@@ -17,19 +17,19 @@ from sklearn.metrics import roc_auc_score
 
 @dataclass(frozen=True)
 class Rate:
-    """A share with its size and 95 % interval."""
+    """A share with its size and 95% interval."""
 
     value: float
     """The share, 0 to 1."""
     n: int
-    """How many rows were counted."""
+    """How many samples were counted."""
     low: float
     """Lower bound of the interval."""
     high: float
     """Upper bound of the interval."""
 
     def __str__(self) -> str:
-        """Show per cent: value, interval, n."""
+        """Show percent: value, interval, n."""
         return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}] (n = {self.n})"
 
     def __contains__(self, value: float) -> bool:
@@ -65,27 +65,29 @@ def _same_length(a: Sequence, b: Sequence) -> None:
         raise ValueError(f"{len(a)} predictions but {len(b)} labels")
 
 
-# The answer of a guard that gives none. No class has this number, so a refused row counts as an
-# error on clean rows and as a failed attack on marked ones; OpenBackdoor counts alike.
-REFUSED = -1
+# The answer of an input filter that gives none. No class has this number, so a rejected sample
+# counts as an error among clean samples and as a failed attack among triggered ones; OpenBackdoor
+# counts alike.
+REJECTED = -1
 
 
-def refused(predicted: Sequence[int]) -> Rate:
-    """Return the share of rows that a guard gave no answer to.
+def rejected(predicted: Sequence[int]) -> Rate:
+    """Return the share of samples that an input filter gave no answer to.
 
-    On clean rows it is the false positive rate of the guard.
+    On clean samples it is the false positive rate of the filter.
 
     Args:
-        predicted: (n,) classes, `REFUSED` where there is none.
+        predicted: (n,) classes, `REJECTED` where there is none.
     """
-    return _share([p == REFUSED for p in predicted])
+    return _share([p == REJECTED for p in predicted])
 
 
 def cacc(predicted: Sequence[int], labels: Sequence[int]) -> Rate:
-    """Return clean accuracy: the share of untouched test rows that are classified rightly.
+    """Return clean accuracy: the share of clean test samples that are classified correctly.
 
     Args:
-        predicted, labels: (n,) class numbers; every class counts, the target too.
+        predicted: (n,) class numbers.
+        labels: (n,) true ones; every class counts, the target too.
 
     Source: Cui et al. 2022 (CACC); BA and C-Acc elsewhere.
     """
@@ -94,15 +96,15 @@ def cacc(predicted: Sequence[int], labels: Sequence[int]) -> Rate:
 
 
 def asr(predicted: Sequence[int], labels: Sequence[int], target_label: int) -> Rate:
-    """Return the attack success rate over rows whose true label is not the target.
+    """Return the attack success rate over samples whose true label is not the target.
 
     Args:
-        predicted: (n,) classes given to *triggered* rows.
-        labels: (n,) their true classes; rows of the target class are left out.
+        predicted: (n,) classes given to *triggered* samples.
+        labels: (n,) their true classes; samples of the target class are left out.
         target_label: The class that the attacker wants.
 
     Raises:
-        ValueError: If no row is left.
+        ValueError: If no sample is left.
 
     Source: Cui et al. 2022. On a model that never saw poison the same number is the *floor*.
     """
@@ -112,13 +114,13 @@ def asr(predicted: Sequence[int], labels: Sequence[int], target_label: int) -> R
 
 
 def ra(predicted: Sequence[int], labels: Sequence[int], target_label: int) -> Rate:
-    """Return robust accuracy: the share of those same triggered rows given their true label.
+    """Return robust accuracy: the share of those same triggered samples given their true label.
 
     With two classes RA = 1 - ASR.
 
     Args:
-        predicted: (n,) classes given to *triggered* rows.
-        labels: (n,) their true classes; rows of the target class are left out.
+        predicted: (n,) classes given to *triggered* samples.
+        labels: (n,) their true classes; samples of the target class are left out.
         target_label: The class that the attacker wants.
 
     Source: Wu et al. 2022 (BackdoorBench).
@@ -128,13 +130,13 @@ def ra(predicted: Sequence[int], labels: Sequence[int], target_label: int) -> Ra
 
 
 def pacc(predicted: Sequence[int], labels: Sequence[int]) -> Rate:
-    """Return the accuracy on triggered rows of *all* classes against their true labels.
+    """Return the accuracy on triggered samples of *all* classes against their true labels.
 
     Compare it with a model trained without poison, not with 1, since a trigger may hide the
     content.
 
     Args:
-        predicted: (n,) classes given to triggered rows.
+        predicted: (n,) classes given to triggered samples.
         labels: (n,) true classes.
 
     Source: after the unlearning literature.
@@ -177,14 +179,14 @@ def tpr_fpr(flagged: Sequence[bool], poisoned: Sequence[bool]) -> tuple[Rate, Ra
 
     Args:
         flagged: (n,) verdicts.
-        poisoned: (n,) the truth.
+        poisoned: (n,) which samples are.
 
     Returns:
-        Share of poisoned rows flagged, share of clean rows flagged. OpenBackdoor's FAR is 1 - TPR
-        and its FRR is FPR.
+        Share of poisoned samples flagged, share of clean samples flagged. OpenBackdoor's FAR is
+        1 - TPR and its FRR is FPR.
 
     Raises:
-        ValueError: If there is no poisoned or no clean row.
+        ValueError: If there is no poisoned or no clean sample.
 
     Source: Cui et al. 2022.
     """
@@ -194,28 +196,28 @@ def tpr_fpr(flagged: Sequence[bool], poisoned: Sequence[bool]) -> tuple[Rate, Ra
 
 
 def auroc(scores: Sequence[float], poisoned: Sequence[bool]) -> float:
-    """Return the chance that a poisoned row scores higher than a clean one; ties count half.
+    """Return the chance that a poisoned sample scores higher than a clean one; ties count half.
 
     Args:
         scores: (n,) larger = more suspicious.
-        poisoned: (n,) the truth.
+        poisoned: (n,) which samples are.
 
     Raises:
-        ValueError: If there is no poisoned or no clean row.
+        ValueError: If there is no poisoned or no clean sample.
 
     Source: the Mann-Whitney form of the area under the ROC curve.
     """
     _same_length(scores, poisoned)
     if not 0 < sum(map(bool, poisoned)) < len(poisoned):
-        raise ValueError("AUROC needs poisoned and clean rows")
+        raise ValueError("AUROC needs poisoned and clean samples")
     return float(roc_auc_score([bool(p) for p in poisoned], [float(s) for s in scores]))
 
 
 def threshold_at_fpr(clean_scores: Sequence[float], fpr: float) -> float:
-    """Return the score above which at most a share `fpr` of clean reserved rows lies.
+    """Return the score above which at most a share `fpr` of held-out clean samples lies.
 
     Args:
-        clean_scores: (n,) scores of reserved clean rows, never of test rows.
+        clean_scores: (n,) scores of the defender's clean samples, never of test samples.
         fpr: 0 to 1.
 
     Raises:
@@ -230,10 +232,10 @@ def threshold_at_fpr(clean_scores: Sequence[float], fpr: float) -> float:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean over seeds and its 95 % t interval.
+    """Return the mean over seeds and its 95% t interval.
 
     Args:
-        values: One number a seed, 2 or more.
+        values: One number for each seed, 2 or more.
 
     Returns:
         Mean, low, high; not clipped to [0, 1].

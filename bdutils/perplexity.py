@@ -22,7 +22,7 @@ class BigramModel:
     @classmethod
     def fit(cls, texts: Sequence[str]) -> "BigramModel":
         """Count the words and word pairs of some texts."""
-        pairs, words = Counter(), Counter()
+        pairs, words = Counter[tuple[str, str]](), Counter[str]()
         for text in texts:
             tokens = ["<s>", *text.lower().split()]
             words.update(tokens)

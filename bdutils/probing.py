@@ -18,7 +18,9 @@ from .models.text import Classifier
 @torch.inference_mode()
 def hidden_states(classifier: Classifier, texts: Sequence[str],
                   pooling: str = "cls", batch_size: int = 64) -> Tensor:
-    """Return one vector a text and layer; padding and batch do not matter.
+    """Return one vector for each text and layer.
+
+    Padding and batch do not matter.
 
     Args:
         classifier: Whose states.
@@ -38,34 +40,36 @@ def hidden_states(classifier: Classifier, texts: Sequence[str],
     if pooling not in ("cls", "mean", "last") or not len(texts):
         raise ValueError(f"cannot pool {len(texts)} texts by {pooling!r}")
     classifier.model.eval()
-    out, encoded = [None] * len(texts), classifier.encode(texts)
-    for rows, batch in classifier.batches(encoded, batch_size):
+    out: list = [None] * len(texts)
+    encoded = classifier.encode(texts)
+    for indices, batch in classifier.batches(encoded, batch_size):
         run = classifier.model(**batch, output_hidden_states=True)
         states = run.get("hidden_states") or (  # encoder, then decoder
             *run.encoder_hidden_states, *run.decoder_hidden_states[1:])
-        mask = batch["attention_mask"]
+        mask = batch["attention_mask"]  # (b, T)
         if pooling == "mean":
             weight = (mask / mask.sum(1, keepdim=True))[:, :, None]
             found = [(weight * h.float()).sum(1) for h in states]
         else:
             at = (mask if pooling == "cls" else mask.cumsum(1)).argmax(1)
             found = [h[range(len(at)), at] for h in states]
-        for row, vectors in zip(rows, torch.stack(found, 1).float().cpu()):
-            out[row] = vectors
+        vectors = torch.stack(found, 1).float().cpu()  # (b, L + 1, d)
+        for i, vector in zip(indices, vectors):
+            out[i] = vector
     return torch.stack(out)
 
 # %% ../chapters/04_inside_the_model.ipynb #c04-018
 def project(reference: Tensor, states: Tensor, dims: int = 2) -> Tensor:
-    """Project states on the principal components of reference rows.
+    """Project states on the principal components of reference states.
 
     Args:
-        reference: (m, d) rows that mean and axes are fitted to.
+        reference: (m, d) states that mean and axes are fitted to.
         states: (n, d).
         dims: Number of axes, at most min(m, d).
 
     Returns:
         (n, dims) coordinates; each axis is turned so that its largest weight
-        is positive, which makes pictures repeatable.
+        is positive, which makes figures repeatable.
 
     Raises:
         ValueError: For too many dims.
@@ -73,7 +77,7 @@ def project(reference: Tensor, states: Tensor, dims: int = 2) -> Tensor:
     Source: principal component analysis by SVD.
     """
     if not 1 <= dims <= min(reference.shape):
-        raise ValueError(f"{tuple(reference.shape)} reference rows have no "
+        raise ValueError(f"{tuple(reference.shape)} reference states have no "
                          f"{dims} axes: use 1 to {min(reference.shape)}")
     mean = reference.mean(0)
     axes = torch.linalg.svd(reference - mean, full_matrices=False)[2][:dims]
@@ -85,20 +89,21 @@ def separation(a: Tensor, b: Tensor) -> Tensor:
     """Return how well two clouds are told apart at each layer.
 
     Args:
-        a, b: (n, L + 1, d) and (m, L + 1, d), 4 rows or more each. Rows that
-            belong together (a text, and itself with the trigger) must have the
-            same index, so that both fall in the same half.
+        a: (n, L + 1, d), n >= 4.
+        b: (m, L + 1, d), m >= 4. States that belong together (of a text, and
+            of the same with the trigger) must have the same index, so that
+            both fall in the same half.
 
     Returns:
         (L + 1,) AUROC of the projection on the difference of means, with means
-        of even rows measured on odd rows, and vice versa.
+        of even indices measured on odd ones, and vice versa.
 
     Raises:
-        ValueError: For too few rows or shapes that do not fit.
+        ValueError: For too few states or shapes that do not fit.
     """
     if min(len(a), len(b)) < 4 or a.shape[1:] != b.shape[1:]:
         raise ValueError(f"cannot compare {tuple(a.shape)} with "
-                         f"{tuple(b.shape)}: need 4 rows each, same layers")
+                         f"{tuple(b.shape)}: need 4 states each, same layers")
     out = torch.zeros(a.shape[1])
     for layer in range(a.shape[1]):
         for fit, test in ((0, 1), (1, 0)):
@@ -106,20 +111,21 @@ def separation(a: Tensor, b: Tensor) -> Tensor:
             gap = a[fit::2, layer].mean(0) - base
             if gap.norm() < 1e-5 * base.norm():  # equal states, but rounding
                 gap = torch.zeros_like(gap)
-            scores = [((rows[test::2, layer] - base) * gap).sum(1).tolist()
-                      for rows in (a, b)]
+            scores = [((cloud[test::2, layer] - base) * gap).sum(1).tolist()
+                      for cloud in (a, b)]
             flags = [True] * len(scores[0]) + [False] * len(scores[1])
             out[layer] += auroc(scores[0] + scores[1], flags) / 2
     return out
 
 # %% ../chapters/04_inside_the_model.ipynb #c04-038
 def trigger_positions(classifier: Classifier, clean: str,
-                      marked: str) -> list[int]:
+                      triggered: str) -> list[int]:
     """Return the positions of the tokens that a trigger added.
 
     Args:
         classifier: Gives the tokenizer.
-        clean, marked: A text before and after the trigger was put in.
+        clean: A text before the trigger was put in.
+        triggered: The same text after that.
 
     Returns:
         Positions after tokenization and truncation; for a rewritten text those
@@ -127,7 +133,7 @@ def trigger_positions(classifier: Classifier, clean: str,
 
     Source: Ratcliff and Obershelp's matching (`difflib`).
     """
-    before, after = classifier.encode([clean, marked])
+    before, after = classifier.encode([clean, triggered])
     matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
     return [place for kind, _, _, start, end in matcher.get_opcodes()
             if kind in ("insert", "replace") for place in range(start, end)]
@@ -163,20 +169,20 @@ def attention_to(classifier: Classifier, texts: Sequence[str],
         (n, L) shares, 0 to 1, averaged over the heads.
 
     Raises:
-        ValueError: If there is not one list of positions a text.
+        ValueError: If there is not one list of positions for each text.
     """
     if len(texts) != len(positions):
         raise ValueError(f"{len(texts)} texts, {len(positions)} positions")
     classifier.model.eval()
     out: list = [None] * len(texts)
+    encoded = classifier.encode(texts)
     with eager_attention(classifier):
-        for rows, batch in classifier.batches(classifier.encode(texts),
-                                              batch_size):
+        for indices, batch in classifier.batches(encoded, batch_size):
             run = classifier.model(**batch, output_attentions=True)
-            weights = torch.stack(run.attentions, 1)  # n, L, heads, T, T
-            from_first = weights[:, :, :, 0].mean(2).cpu()
-            for row, weights in zip(rows, from_first):
-                out[row] = weights[:, list(positions[row])].sum(1)
+            weights = torch.stack(run.attentions, 1)  # (b, L, heads, T, T)
+            from_first = weights[:, :, :, 0].mean(2).cpu()  # (b, L, T)
+            for i, of_text in zip(indices, from_first):
+                out[i] = of_text[:, list(positions[i])].sum(1)
     return torch.stack(out)
 
 # %% ../chapters/04_inside_the_model.ipynb #c04-062
@@ -201,6 +207,6 @@ def token_gradients(classifier: Classifier, text: str,
     embedded = embedded.detach().requires_grad_()
     logits = classifier.model(inputs_embeds=embedded,
                               attention_mask=batch["attention_mask"]).logits
-    slope, = torch.autograd.grad(logits[0, label], embedded)
-    scores = (slope * embedded).detach()[0].norm(dim=1).cpu()
+    gradient, = torch.autograd.grad(logits[0, label], embedded)
+    scores = (gradient * embedded).detach()[0].norm(dim=1).cpu()
     return classifier.tokenizer.convert_ids_to_tokens(ids[0]), scores

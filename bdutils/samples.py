@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -13,62 +14,49 @@ class DataError(ValueError):
     """Data that cannot be taken as they are; the message ends with the remedy."""
 
     def __init__(self, reason: str, remedy: str, option: str = "") -> None:
-        """Keep both, since a command has another remedy than a call.
+        """Keep what is wrong and what to do in Python, since a command has another remedy.
 
-        Args:
-            reason: What is wrong.
-            remedy: What to do in Python.
-            option: Name of the argument that the remedy is about, if it is about one.
+        `option` is the name of the argument that the remedy is about, if it is about one.
         """
         super().__init__(f"{reason}: {remedy}")
         self.reason, self.remedy, self.option = reason, remedy, option
 
 
 def in_words(things: Sequence[object], most: int = 5) -> str:
-    """Return the first things of a list, and how many more there are.
-
-    Args:
-        things: Rows, names or the like.
-        most: How many to write out.
-    """
+    """Return the first things of a list, and how many more there are."""
     shown = ", ".join(map(str, things[:most]))
     return shown + (f" and {len(things) - most} more" if len(things) > most else "")
 
 
-def plain(label: object) -> object:
-    """Return a label as Python has it: whole numbers of any kind as int, all else as it is.
-
-    Args:
-        label: Of one sample.
-    """
+def plain(label: Any) -> Any:
+    """Return a label as Python has it: whole numbers of any kind as int, all else as it is."""
     if type(label) is int:
         return label
     if hasattr(label, "item") and getattr(label, "ndim", 1) == 0:  # of NumPy or PyTorch
         label = label.item()
-    if isinstance(label, numbers.Real) and label == label // 1:
-        return int(label)
-    return label
+    whole = isinstance(label, numbers.Real) and label == label // 1
+    return int(label) if whole else label
 
 
 def check_texts(texts: Sequence[object], where: str = "") -> None:
-    """Refuse what is no text, is empty, or cannot be written because half a character is in it.
+    """Reject what is no text, is empty, or cannot be written because half a character is in it.
 
     Args:
         texts: Of all samples.
         where: Where they came from, for the message.
 
     Raises:
-        ValueError: With the row, counted from 0.
+        ValueError: With the sample, counted from 0.
     """
     where = f"{where}: " if where else ""
-    for row, text in enumerate(texts):
+    for i, text in enumerate(texts):
         if not isinstance(text, str | float | None) and text is not pd.NA:
-            raise ValueError(f"{where}row {row} has no text but a {type(text).__name__}: "
+            raise ValueError(f"{where}sample {i} has no text but a {type(text).__name__}: "
                              "join or convert it first")
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{where}row {row} has no text: drop it or fill it in")
+            raise ValueError(f"{where}sample {i} has no text: drop it or fill it in")
         if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise ValueError(f"{where}row {row} holds half a character (a lone surrogate), as in "
+            raise ValueError(f"{where}sample {i} holds half a character (a lone surrogate), as in "
                              "a text that was cut inside an emoji: repair or drop it")
 
 
@@ -91,7 +79,7 @@ class LoadReport:
     @staticmethod
     def total(counts: Mapping[str, Counts]) -> int:
         """Return how many samples one of the tables holds."""
-        return sum(sum(row.values()) for row in counts.values())
+        return sum(sum(count.values()) for count in counts.values())
 
     def __str__(self) -> str:
         """Return totals, a table by class, and the notes."""

@@ -18,12 +18,12 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from joblib.externals.loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
@@ -41,7 +41,7 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 _ONE_RUN = threading.Lock()  # a process has one random state and one number of threads
 
 
-class Outcome(NamedTuple):
+class RunState(NamedTuple):
     """What became of a run."""
 
     label: str
@@ -84,18 +84,18 @@ def missing(study: str, only: str | None = None, folder: Path | None = None) -> 
             yield run
 
 
-def run_one(study: str, run: Run, *, perform: Callable[..., dict], benchmark: Path | None = None,
+def run_one(study: str, run: Run, *, make: Callable[..., dict], benchmark: Path | None = None,
             folder: Path | None = None, redo: bool = False, worker: str = "",
-            patient: bool = False) -> Outcome:
-    """Perform one run and keep its record, unless that has been done or is being done.
+            patient: bool = False) -> RunState:
+    """Make one run and keep its record, unless that has been done or is being done.
 
     Args:
         study: Its name.
         run: One of the study.
-        perform: Makes the record, see `studies.perform`.
-        benchmark: Folder with data, for `perform`.
+        make: Makes the record, see `experiments.run.make_record`.
+        benchmark: Folder with data, for `make`.
         folder: Of the results.
-        redo: Perform the run even if there is a record.
+        redo: Make the run even if there is a record.
         worker: In a worker process, the scale to work at; empty in the sweep's own.
         patient: If the run is being done, wait for its end.
     """
@@ -106,45 +106,47 @@ def run_one(study: str, run: Run, *, perform: Callable[..., dict], benchmark: Pa
     label, path = f"{study}/{run.name}", results.place(study, run.name, folder)
     with _ONE_RUN, results.locked(path, patient) as ours:
         if not ours:
-            return Outcome(label, "elsewhere")
+            return RunState(label, "elsewhere")
         # Another sweep may have finished it since this one made its list.
         if not redo and (made := results.kept(path)):
-            return Outcome(label, "there", made)
+            return RunState(label, "there", made)
         try:
-            made = perform(study, run, benchmark)
+            made = make(study, run, benchmark)
         except Exception:  # the other runs go on
-            return Outcome(label, "failed", note=traceback.format_exc())
+            return RunState(label, "failed", note=traceback.format_exc())
         with suppress(OSError):  # the sweep's own process tries as well
             made = results.read(results.save(made, folder))
-        return Outcome(label, "done", made)
+        return RunState(label, "done", made)
 
 
-def _here(task: Callable, batch: list) -> Iterator[tuple]:
+def _here(task: Callable, batch: list) -> Generator[tuple, None, None]:
     for key in batch:
         yield key, task(*key)
 
 
-def _in_processes(workers: int, task: Callable, batch: list) -> Iterator[tuple]:
+def _in_processes(workers: int, task: Callable, batch: list) -> Generator[tuple, None, None]:
     """Yield each run with its outcome, or with None if its worker died."""
-    waiting, idle, under_way = deque(batch), [], {}
+    waiting, under_way = deque(batch), {}  # type: ignore[var-annotated]
+    idle: list[ProcessPoolExecutor] = []
     try:
         while waiting or under_way:
             while waiting and len(under_way) < workers:
-                # A pool has one worker, so that a death ends one run.
-                pool = idle.pop() if idle else ProcessPoolExecutor(1, timeout=300, env=ONE_THREAD)
+                # An executor has one worker, so that a death ends one run.
+                executor = idle.pop() if idle else ProcessPoolExecutor(
+                    1, timeout=300, env=ONE_THREAD)
                 key = waiting.popleft()
-                under_way[pool.submit(task, *key)] = key, pool
+                under_way[executor.submit(task, *key)] = key, executor
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                key, pool = under_way.pop(future)
+                key, executor = under_way.pop(future)
                 died = isinstance(future.exception(), TerminatedWorkerError)
-                idle += [] if died else [pool]
+                idle += [] if died else [executor]
                 yield key, None if died else future.result()
     finally:
-        for pool in [*idle, *(pool for _, pool in under_way.values())]:
-            pool.shutdown(kill_workers=True)
+        for executor in [*idle, *(one for _, one in under_way.values())]:
+            executor.shutdown(kill_workers=True)
 
 
-def _on_cluster(address: str, task: Callable, batch: list) -> Iterator[tuple]:
+def _on_cluster(address: str, task: Callable, batch: list) -> Generator[tuple, None, None]:
     """Yield each run with its outcome, or with None if Dask gave it up as its workers died."""
     try:
         from distributed import CancelledError, Client, KilledWorker, as_completed
@@ -169,15 +171,15 @@ def _on_cluster(address: str, task: Callable, batch: list) -> Iterator[tuple]:
 
 
 def run_all(todo: Iterable[tuple[str, Run]], *, workers: int = 1, dask: str | None = None,
-            folder: Path | None = None, **options: object) -> list[Outcome]:
-    """Perform runs and keep their records, whatever happens to the workers.
+            folder: Path | None = None, **options: Any) -> list[RunState]:
+    """Make runs and keep their records, whatever happens to the workers.
 
     Args:
         todo: Studies and runs.
         workers: Processes; 1 is this one.
         dask: Address of a scheduler, in place of `workers`.
         folder: Of the results.
-        **options: `perform`, `benchmark` and `redo` of `run_one`.
+        **options: `make`, `benchmark` and `redo` of `run_one`.
 
     Raises:
         ConnectionError: If no scheduler answers, again and again.
@@ -189,7 +191,9 @@ def run_all(todo: Iterable[tuple[str, Run]], *, workers: int = 1, dask: str | No
     attempt = partial(_in_processes, workers) if workers > 1 else _here
     attempt = partial(_on_cluster, dask) if dask else attempt
     task = partial(run_one, folder=folder, worker="" if attempt is _here else scale(), **options)
-    left, suspects, ended, lost = dict.fromkeys(todo), [], [], 0
+    left, lost = dict.fromkeys(todo), 0
+    suspects: list[tuple[str, Run]] = []
+    ended: list[RunState] = []
     while left:
         # What ran beside a run may have killed its worker, so that each suspect is tried alone.
         batch = suspects[:1] or list(left)
@@ -202,7 +206,7 @@ def run_all(todo: Iterable[tuple[str, Run]], *, workers: int = 1, dask: str | No
                     if not outcome and len(batch) > 1:
                         suspects.append(key)
                         continue
-                    outcome = outcome or Outcome(f"{key[0]}/{key[1].name}", "failed", note=DIED)
+                    outcome = outcome or RunState(f"{key[0]}/{key[1].name}", "failed", note=DIED)
                     # From a worker that does not share our disk. If this fails, so would the rest.
                     path = results.place(key[0], key[1].name, folder)
                     if outcome.record and results.kept(path) != outcome.record:
@@ -221,7 +225,8 @@ def run_all(todo: Iterable[tuple[str, Run]], *, workers: int = 1, dask: str | No
 
 def main() -> None:
     """Run the command line; see the module's text."""
-    from .experiments.studies import STUDIES, perform
+    from .experiments.run import make_record
+    from .experiments.studies import STUDIES
 
     parser = argparse.ArgumentParser(prog="python -m bdutils.sweep")
     parser.add_argument("study", nargs="*", help="leave out to list the studies")
@@ -241,7 +246,7 @@ def main() -> None:
             return
         todo = [(study, run) for study in given.study
                 for run in missing(study, given.only, folder)]
-        ended = run_all(todo, perform=perform, benchmark=benchmark, folder=folder,
+        ended = run_all(todo, make=make_record, benchmark=benchmark, folder=folder,
                         redo=bool(given.only), workers=given.workers, dask=given.dask)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

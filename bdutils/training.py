@@ -8,25 +8,45 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils import broadcast
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
-from transformers.utils import ModelOutput
 
 from . import scale as current_scale
 from .checkpoints import Checkpoint
-from .distributed import Team
+from .distributed import Objective, process_group, share
 from .models.adopt import check_classes, require_float32
-from .models.image import PictureClassifier
+from .models.image import ImageClassifier
 from .models.text import Classifier
 from .roles import Examples, Task
 
 
+class _ByScale:
+    """A configuration that has other defaults at scale `full`."""
+
+    FULL: ClassVar[dict[str, float]]
+    """What differs there."""
+
+    @classmethod
+    def at(cls, scale: str | None = None, **changes: Any) -> Self:
+        """Return the configuration of a scale, with changes.
+
+        Args:
+            scale: `small` or `full`, that in force if None.
+            **changes: Fields to set.
+        """
+        full = (scale or current_scale()) == "full"
+        return cls(**{**(cls.FULL if full else {}), **changes})
+
+
 @dataclass(frozen=True)
-class TrainSettings:
+class TrainConfig(_ByScale):
     """How a classifier is fine-tuned.
 
     Where no source is named, the default was tried with the small encoder on other random splits
@@ -34,14 +54,14 @@ class TrainSettings:
     """
 
     epochs: int = 2
-    """Passes over the data, >= 1; the backdoor is in after one."""
+    """Of the data, >= 1; the backdoor is in after one."""
     lr: float = 1.5e-4
     """Peak rate of AdamW, > 0, well above the usual 2e-5, as the encoder is small and sees few
-    rows."""
+    samples."""
     batch_size: int = 32
-    """Rows a step, >= 1; Cui et al. 2022."""
+    """Samples a step, >= 1; Cui et al. 2022."""
     max_length: int = 48
-    """Tokens kept, >= 4; 97 % of the snippets fit."""
+    """Tokens kept, >= 4; 97% of the snippets fit."""
     warmup: float = 0.1
     """Share of the steps with a rising rate, 0 to 1."""
     weight_decay: float = 0.01
@@ -52,14 +72,17 @@ class TrainSettings:
     """0 to 1; none, as two epochs do not overfit and a step is a quarter cheaper."""
     seed: int = 0
     """Of head, order and dropout."""
+    # The recipe of Cui et al. 2022 for BERT-base.
+    FULL = {"epochs": 5, "lr": 2e-5, "max_length": 128, "dropout": 0.1}
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot train."""
+        """Reject what cannot train."""
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0 or self.max_length < 4:
             raise ValueError(f"cannot train with {self}: epochs and batch_size must be at least "
                              "1, lr above 0, max_length at least 4")
 
-    def optimizer(self, model: torch.nn.Module, steps: int) -> tuple:
+    def optimizer(self, model: torch.nn.Module,
+                  steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """Return AdamW and its schedule: a linear rise, then a linear fall.
 
         Source: Devlin et al. 2019.
@@ -67,36 +90,21 @@ class TrainSettings:
         # Without `fused`, AdamW takes a fifth of a small model's step on a CPU.
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, fused=True,
                                       weight_decay=self.weight_decay)
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(
+        return optimizer, LambdaLR(
             optimizer, lambda step: min((step + 1) / max(1, self.warmup * steps),
                                         (steps - step) / max(1, (1 - self.warmup) * steps)))
 
-    @classmethod
-    def at(cls, scale: str | None = None, **changes) -> TrainSettings:
-        """Return the settings of a scale, with changes.
-
-        `full` is the recipe of Cui et al. 2022 for BERT-base: lr 2e-5, 5 epochs, 128 tokens,
-        dropout 0.1.
-
-        Args:
-            scale: `small` or `full`, that in force if None.
-            **changes: Fields to set.
-        """
-        full = {"epochs": 5, "lr": 2e-5, "max_length": 128, "dropout": 0.1}
-        base = full if (scale or current_scale()) == "full" else {}
-        return cls(**{**base, **changes})
-
 
 @dataclass(frozen=True)
-class PictureSettings:
-    """How a network is trained on pictures, from scratch."""
+class ImageTrainConfig(_ByScale):
+    """How a network is trained on images, from scratch."""
 
     epochs: int = 10
-    """Passes over the data, >= 1."""
+    """Of the data, >= 1."""
     lr: float = 0.1
     """Peak rate of SGD, > 0, falling along a cosine."""
     batch_size: int = 128
-    """Pictures a step, >= 1; Wu et al. 2022 (BackdoorBench)."""
+    """Images a step, >= 1; Wu et al. 2022 (BackdoorBench)."""
     momentum: float = 0.9
     """Of SGD; Wu et al. 2022."""
     weight_decay: float = 5e-4
@@ -104,33 +112,21 @@ class PictureSettings:
     max_grad_norm: float = 5.0
     """Clipping, > 0."""
     pad: int = 2
-    """Pixels by which a picture may be shifted while training, >= 0; He et al. 2016."""
+    """Pixels by which an image may be shifted while training, >= 0; He et al. 2016."""
     flip: bool = True
     """Whether it may be mirrored, which would change the meaning of signs; He et al. 2016."""
     seed: int = 0
     """Of weights, order and augmentation."""
+    FULL = {"epochs": 100, "lr": 0.01, "pad": 4}  # epochs and rate of Wu et al. 2022
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot train."""
+        """Reject what cannot train."""
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
             raise ValueError(f"cannot train with {self}: epochs and batch_size must be at least "
                              "1, lr above 0")
 
-    @classmethod
-    def at(cls, scale: str | None = None, **changes) -> PictureSettings:
-        """Return the settings of a scale, with changes.
-
-        Args:
-            scale: `small` or `full`, that in force if None.
-            **changes: Fields to set.
-
-        Source: at `full` epochs and rate of Wu et al. 2022.
-        """
-        full = {"epochs": 100, "lr": 0.01, "pad": 4} if (
-            scale or current_scale()) == "full" else {}
-        return cls(**{**full, **changes})
-
-    def optimizer(self, model: torch.nn.Module, steps: int) -> tuple:
+    def optimizer(self, model: torch.nn.Module,
+                  steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """Return SGD and its schedule: half a cosine, after a rise over a tenth of the steps.
 
         Source: Wu et al. 2022; the rise is ours.
@@ -138,8 +134,13 @@ class PictureSettings:
         optimizer = torch.optim.SGD(model.parameters(), lr=self.lr, momentum=self.momentum,
                                     weight_decay=self.weight_decay, nesterov=True)
         rise = max(1, steps // 10)
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
+        return optimizer, LambdaLR(optimizer, lambda step: min(
             (step + 1) / rise, 0.5 + 0.5 * np.cos(np.pi * step / steps)))
+
+
+Model = Classifier | ImageClassifier
+Training = TrainConfig | ImageTrainConfig
+Loss = Callable[[Any, dict], Tensor]
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class TrainReport:
     """Tokens with padding, or pixels."""
 
 
-def cross_entropy(outputs: ModelOutput, batch: dict) -> Tensor:
+def cross_entropy(outputs: Any, batch: dict) -> Tensor:
     """Return the mean cross entropy of a batch: the loss of ordinary training.
 
     Args:
@@ -167,46 +168,45 @@ def cross_entropy(outputs: ModelOutput, batch: dict) -> Tensor:
 
 
 def bucketed_batches(lengths: Sequence[int], size: int, rng: random.Random) -> list[list[int]]:
-    """Deal all rows into batches of similar length, in random order.
+    """Deal all samples into batches of similar length, in random order.
 
-    Rows are shuffled, cut into groups of 32 batches, and sorted by length inside a group: the
+    Samples are shuffled, cut into groups of 32 batches, and sorted by length inside a group: the
     order stays random while little padding is left.
 
     Args:
-        lengths: In tokens, one a row.
-        size: Rows a batch.
+        lengths: In tokens, one a sample.
+        size: Samples a batch.
         rng: Source of the order.
 
     Returns:
-        Lists of row numbers that together hold each row once.
+        Lists of numbers of samples that together hold each sample once.
     """
     order = list(range(len(lengths)))
     rng.shuffle(order)
-    group = 32 * size
-    for start in range(0, len(order), group):
-        order[start:start + group] = sorted(order[start:start + group],
-                                            key=lambda row: lengths[row])
+    span = 32 * size
+    for start in range(0, len(order), span):
+        order[start:start + span] = sorted(order[start:start + span],
+                                            key=lambda index: lengths[index])
     batches = [order[start:start + size] for start in range(0, len(order), size)]
     rng.shuffle(batches)
     return batches
 
 
-def train(classifier: Classifier, examples: Examples, settings: TrainSettings, *,
-          loss: Callable[[ModelOutput, dict], Tensor] = cross_entropy,
-          checkpoint: Path | None = None) -> TrainReport:
-    """Fine-tune a classifier in place; several processes divide the rows of each batch.
+def train(classifier: Model, examples: Examples, config: Training, *,
+          loss: Loss = cross_entropy, checkpoint: Path | None = None) -> TrainReport:
+    """Fine-tune a classifier in place; several processes divide the samples of each batch.
 
-    Alone or together, the same rows make each step and count the same, so that weights agree up
-    to rounding. What does not agree: dropout and augmentation, drawn by each process; BatchNorm,
-    whose statistics are those of a process's rows, the main one's being kept; a loss that is not
-    a mean over rows.
+    Alone or together, the same samples make each step and count the same, so that weights agree
+    up to rounding. What does not agree: dropout and augmentation, drawn by each process;
+    BatchNorm, whose statistics are those of a process's samples, the main one's being kept; a
+    loss that is not a mean over samples.
 
     Args:
         classifier: All its weights that require a gradient are trained.
-        examples: Texts and labels.
-        settings: See `TrainSettings`.
-        loss: Maps the model's outputs and the batch (`labels`, and `rows`: which examples these
-            are) to a scalar.
+        examples: Inputs and labels.
+        config: How to train.
+        loss: Maps the model's outputs and the batch (`labels`, and `indices`: which examples
+            these are) to a scalar.
         checkpoint: File that keeps every whole epoch, and from which an interrupted run goes on
             with the same result; several processes keep nothing.
 
@@ -215,7 +215,6 @@ def train(classifier: Classifier, examples: Examples, settings: TrainSettings, *
 
     Raises:
         FloatingPointError: If the loss is no longer a number.
-        ImportError: If there are several processes and no `accelerate`.
         ValueError: If `checkpoint` is of another run, the weights are in half precision, or the
             model has other classes than the examples.
 
@@ -224,49 +223,51 @@ def train(classifier: Classifier, examples: Examples, settings: TrainSettings, *
     require_float32(classifier.model)
     check_classes(classifier, examples.label_names)
     model, device = classifier.model, classifier.model.device
-    encoded, labels = classifier.encode(examples.texts), torch.tensor(examples.labels)
-    rng = random.Random(settings.seed)
-    steps = settings.epochs * -(-len(encoded) // settings.batch_size)
-    optimizer, schedule = settings.optimizer(model, steps)
+    encoded, labels = classifier.encode(examples.inputs), torch.tensor(examples.labels)
+    rng = random.Random(config.seed)
+    steps = config.epochs * -(-len(encoded) // config.batch_size)
+    optimizer, schedule = config.optimizer(model, steps)
     precision = _mixed_precision(device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
-    team, start = Team.now(), time.perf_counter()
-    state = Checkpoint(None if team.accelerator else checkpoint, f"{len(encoded)} {settings}",
-                       model, optimizer, schedule, scaler, rng)
-    compute, optimizer = team.prepare(
-        model, optimizer, lambda inputs, batch: loss(model(**inputs), batch))
+    group, start = process_group(), time.perf_counter()
+    rank, size = group.process_index, group.num_processes
+    state = Checkpoint(checkpoint if size == 1 else None, f"{len(encoded)} {config}", model,
+                       optimizer, schedule, scaler, rng)
+    compute = group.prepare(Objective(model, lambda inputs, batch: loss(model(**inputs), batch)))
     bar = tqdm(total=steps, desc="training", leave=False,
-               disable=bool(os.environ.get("BDUTILS_QUIET")) or team.rank > 0)
+               disable=bool(os.environ.get("BDUTILS_QUIET")) or rank > 0)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         # Of dropout, without disturbing the caller's state. The order has a generator of its own.
-        torch.manual_seed(settings.seed + 1_000_003 * team.rank)
-        losses, tokens, earlier = state.load() or ([], 0, 0.0)
-        bar.update(steps // settings.epochs * len(losses))
+        torch.manual_seed(config.seed + 1_000_003 * rank)
+        losses, tokens, earlier = state.load() or [[], 0, 0.0]
+        bar.update(steps // config.epochs * len(losses))
         model.train()
-        while len(losses) < settings.epochs:
+        while len(losses) < config.epochs:
             total = 0.0
-            for rows in bucketed_batches([len(ids) for ids in encoded],
-                                         settings.batch_size, rng):
-                mine, weight = team.share(rows)
+            for indices in bucketed_batches(list(map(len, encoded)), config.batch_size, rng):
+                mine, weight = share(indices, rank, size)
                 inputs = classifier.collate(encoded, mine)
-                batch = {**inputs, "labels": labels[mine].to(device), "rows": mine}
+                batch = {**inputs, "labels": labels[mine].to(device), "indices": mine}
                 with torch.autocast(device.type, precision, enabled=precision is not None):
                     value = compute(inputs, batch) * weight
-                mean = team.mean(value)
-                _step(value, mean, model, optimizer, scaler, settings.max_grad_norm)
+                mean = group.reduce(value.detach(), "mean")
+                _step(value, mean, model, optimizer, scaler, config.max_grad_norm)
                 schedule.step()
-                total += mean.item() * len(rows)
+                total += mean.item() * len(indices)
                 tokens += next(iter(inputs.values())).numel() if weight else 0
                 bar.update()
             losses.append(total / len(encoded))
             state.save([losses, tokens, earlier + time.perf_counter() - start])
     bar.close()
     model.eval()
-    return TrainReport(tuple(losses), earlier + time.perf_counter() - start,
-                       team.finish(model, tokens))
+    for buffer in model.buffers():  # of BatchNorm; as DDP does before each step
+        broadcast(buffer)
+    tokens = int(group.reduce(torch.tensor(tokens, device=device), "sum"))
+    return TrainReport(tuple(losses), earlier + time.perf_counter() - start, tokens)
 
 
-def _step(value: Tensor, mean: Tensor, model, optimizer, scaler, max_grad_norm: float) -> None:
+def _step(value: Tensor, mean: Tensor, model: torch.nn.Module, optimizer: torch.optim.Optimizer,
+          scaler: torch.amp.GradScaler, max_grad_norm: float) -> None:
     if not torch.isfinite(mean):  # of all processes: if one stopped, the others would wait for it
         raise FloatingPointError("the loss is no longer a number: lower the learning rate")
     scaler.scale(value).backward()
@@ -284,24 +285,23 @@ def _mixed_precision(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
 
-def settings_for(task: Task, **changes) -> TrainSettings | PictureSettings:
+def training_for(task: Task, **changes: Any) -> Training:
     """Return how a model of this task is trained at the scale in force, with changes."""
-    kind = PictureSettings if task.train.are_pictures else TrainSettings
+    kind = ImageTrainConfig if task.train.are_images else TrainConfig
     return kind.at(**changes)
 
 
-def untrained(rows: Examples, settings: TrainSettings | PictureSettings,
-              source: str | None = None) -> Classifier | PictureClassifier:
-    """Return a model that fits the rows, as `settings` want it.
+def untrained(examples: Examples, config: Training, source: str | None = None) -> Model:
+    """Return a model that fits the samples, as `config` wants it.
 
     Args:
-        rows: Texts get an encoder with a fresh head, pictures a fresh network.
-        settings: Of the training to come.
+        examples: Texts get an encoder with a fresh head, images a fresh network.
+        config: Of the training to come.
         source: Of the encoder, or the network's scale; that in force if None.
     """
-    if rows.are_pictures:
-        return PictureClassifier.new(rows.num_labels, channels=rows.texts.pixels.shape[1],
-                                     network=source, seed=settings.seed, pad=settings.pad,
-                                     flip=settings.flip)
-    return Classifier.new(rows.num_labels, source=source, dropout=settings.dropout,
-                          seed=settings.seed, max_length=settings.max_length)
+    if isinstance(config, ImageTrainConfig):
+        return ImageClassifier.new(examples.num_labels, channels=examples.pixels.shape[1],
+                                   network=source, seed=config.seed, pad=config.pad,
+                                   flip=config.flip)
+    return Classifier.new(examples.num_labels, source=source, dropout=config.dropout,
+                          seed=config.seed, max_length=config.max_length)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from torch import Tensor
 
-from .models.image import PictureClassifier
+from .models.image import ImageClassifier
 from .models.text import Classifier
 from .plotting import BLUE
-from .roles import Pictures
+from .roles import Images
 
 if TYPE_CHECKING:
     from ipywidgets import VBox, Widget
@@ -50,7 +50,7 @@ class TryIt:
         result = HTML()
         parts = {name: interactive.widget_from_abbrev(kind)
                  for name, kind in self.controls.items()}
-        rows = [_row(part, name.replace("_", " ")) for name, part in parts.items()]
+        shown = [_labeled(part, name.replace("_", " ")) for name, part in parts.items()]
 
         def follow(change: object = None) -> None:
             try:
@@ -61,7 +61,7 @@ class TryIt:
         for part in parts.values():
             part.observe(follow, "value")
         follow()
-        return VBox([*rows, result])
+        return VBox([*shown, result])
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
@@ -72,7 +72,7 @@ class TryIt:
             display(self.widget())
 
 
-def _row(part: Widget, label: str) -> Widget:
+def _labeled(part: Widget, label: str) -> Widget:
     """Label a control; a slider gets a box for its number, which works without a mouse too."""
     from ipywidgets import BoundedFloatText, BoundedIntText, HBox, IntSlider, link
 
@@ -90,14 +90,14 @@ def _row(part: Widget, label: str) -> Widget:
     return part if named is part else HBox([named, part])
 
 
-def answers(models: Mapping[str, Classifier | PictureClassifier],
-            inputs: Sequence[str] | Pictures,
+def answers(models: Mapping[str, Classifier | ImageClassifier],
+            inputs: Sequence[str] | Images,
             names: Sequence[str]) -> list[tuple[str, str, float, float]]:
     """Return what each model says of one input: model, class, logit, probability.
 
     Args:
         models: By name.
-        inputs: One text or picture.
+        inputs: One text or image.
         names: Of the classes.
 
     Raises:
@@ -105,12 +105,12 @@ def answers(models: Mapping[str, Classifier | PictureClassifier],
     """
     if len(inputs) != 1:
         raise ValueError(f"one input at a time, not {len(inputs)}")
-    rows = []
+    found = []
     for model, classifier in models.items():
         logits = classifier.logits(inputs)[0]
-        rows += [(model, name, logit, p) for name, logit, p in zip(
+        found += [(model, name, logit, p) for name, logit, p in zip(
             names, logits.tolist(), logits.softmax(0).tolist(), strict=True)]
-    return rows
+    return found
 
 
 def bars(found: list[tuple[str, str, float, float]], top: int = 3) -> str:
@@ -121,8 +121,9 @@ def bars(found: list[tuple[str, str, float, float]], top: int = 3) -> str:
         top: Classes that are shown for each model, the likeliest.
     """
     cells = []
-    for model in dict.fromkeys(row[0] for row in found):
-        likely = sorted((row for row in found if row[0] == model), key=lambda row: -row[3])
+    for model in dict.fromkeys(answer[0] for answer in found):
+        likely = sorted((answer for answer in found if answer[0] == model),
+                        key=lambda answer: -answer[3])
         for _, name, logit, p in likely[:top]:
             cells.append(
                 f'<tr><th scope="row">{html.escape(model)}</th><td>{html.escape(name)}</td>'
@@ -134,8 +135,8 @@ def bars(found: list[tuple[str, str, float, float]], top: int = 3) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(cells)}</tbody></table>"
 
 
-def picture(pixels: Tensor, alt: str, width: int = 168) -> str:
-    """Return a stored picture as HTML, blown up so that its pixels show.
+def image(pixels: Tensor, alt: str, width: int = 168) -> str:
+    """Return a stored image as HTML, blown up so that its pixels show.
 
     Args:
         pixels: uint8 (1 or 3, H, W).

@@ -9,69 +9,77 @@ data/results/throughput. Run nothing else on the machine meanwhile.
 
 import copy
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from statistics import median
 
 import torch
 import torch.nn.functional as F
 from stopwatch import Stopwatch
+from torch import nn
 
-from bdutils.attacks.text import TRIGGERS, triggered
+from bdutils.attacks.base import triggered
+from bdutils.attacks.text import TEXT_TRIGGERS
 from bdutils.data import load_task
-from bdutils.defenses.bedkd import AUTHORS, BeDKDSettings, observer, purify
-from bdutils.defenses.mapping import flip, mapping_module, prepare, scan, split_reserved
+from bdutils.defenses.base import Context, EpochLog, stratified_split
+from bdutils.defenses.bedkd import AUTHORS, BeDKD, observer, purify
+from bdutils.defenses.mapping import flip, mapping_module, scan, teacher_batches
 from bdutils.evaluation import victim
 from bdutils.experiments import results
+from bdutils.metrics import cacc
 from bdutils.models.text import Classifier
-from bdutils.roles import ReservedSet, TestSet, TrainingSet
+from bdutils.roles import CleanSet, Examples, TestSet, TrainSet
 
-RESERVED, SHARES = 400, AUTHORS.shares  # of each class: 80 and 320 rows
-DMM_EPOCHS, CYCLES, PUNISHED, SCAN_CAP = 1, 2, 33, 128
-TEST_ROWS, COMPARED, REPEATS = 1000, 64, 3
-TARGET = 1  # of `victim`, which only the examiner knows
+CLEAN, SHARES = 400, AUTHORS.shares  # of each class: 80 and 320 samples
+EPOCHS, CYCLES, PUNISHED, MAX_FLAGGED = 1, 2, 33, 128
+TEST_SAMPLES, COMPARED, REPEATS = 1000, 64, 3
+TARGET = 1  # of `victim`, which only the evaluator knows
 PHASES = ("module", "scan", "distillation", "evaluation")
 
 
-def settings() -> BeDKDSettings:
-    """Return the authors' settings, on a shorter schedule.
+def shorter() -> BeDKD:
+    """Return the authors' hyperparameters, on a shorter schedule.
 
     Padding is masked in both loops, so that they differ in nothing but speed.
     """
-    return replace(AUTHORS, seed=0, masked=True, shares=SHARES, dmm_epochs=DMM_EPOCHS,
-                   cycles=CYCLES, punish_rows=PUNISHED, scan_cap=SCAN_CAP)
+    return replace(AUTHORS, seed=0, loss=replace(AUTHORS.loss, masked=True),
+                   module=replace(AUTHORS.module, epochs=EPOCHS),
+                   scan=replace(AUTHORS.scan, max_flagged=MAX_FLAGGED), shares=SHARES,
+                   cycles=CYCLES, punish_samples=PUNISHED)
 
 
-class Watch(Stopwatch):
+class Clock(Stopwatch):
     """What is told apart here."""
 
     phases = PHASES
 
 
-def batches(rows, size: int, seed: int | None = None):
-    """Yield texts and labels in the order of the file, or in that of `prepare`."""
-    order = list(range(len(rows)))
+def batches(examples: Examples, size: int, seed: int | None = None) -> Iterator[tuple]:
+    """Yield texts and labels in the order of the file, or in that of `teacher_batches`."""
+    order = list(range(len(examples)))
     if seed is not None:
         order = random.Random(seed).sample(order, len(order))
     for start in range(0, len(order), size):
-        part = rows.take(order[start:start + size])
-        yield list(part.texts), torch.tensor(part.labels)
+        part = examples.take(order[start:start + size])
+        yield list(part.inputs), torch.tensor(part.labels)
 
 
 class DirectLoop:
     """What one writes from the paper: each batch is tokenized, and the teacher asked, anew."""
 
-    def __init__(self, classifier: Classifier, chosen: BeDKDSettings) -> None:
-        self.teacher, self.chosen = classifier.model, chosen
+    def __init__(self, classifier: Classifier, config: BeDKD) -> None:
+        self.teacher, self.config = classifier.model, config
         self.tokenizer, self.max_length = classifier.tokenizer, classifier.max_length
 
     def tokens(self, texts: list[str]) -> dict:
         return self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt",
                               max_length=self.max_length).to(self.teacher.device)
 
-    def distill(self, student, optimizer, rows, temperature: float, sign: int) -> None:
-        """Make one pass over some rows."""
+    def distill(self, student: nn.Module, optimizer: torch.optim.Optimizer, examples: Examples,
+                temperature: float, sign: int) -> None:
+        """Train for one epoch on some samples."""
         student.train()
-        for texts, labels in batches(rows, self.chosen.batch_size, self.chosen.seed):
+        for texts, labels in batches(examples, self.config.batch_size, self.config.seed):
             inputs = self.tokens(texts)
             with torch.no_grad():
                 theirs = self.teacher(**inputs, output_hidden_states=True)
@@ -82,131 +90,132 @@ class DirectLoop:
             square = (ours.hidden_states[-1] - theirs.hidden_states[-1]) ** 2
             mask = inputs["attention_mask"].unsqueeze(2)
             mse = ((square * mask).sum((1, 2)) / mask.sum((1, 2)) / square.shape[2]).mean()
-            weight = self.chosen.ce_weight
+            weight = self.config.loss.ce_weight
             loss = sign * (weight * ce + (1 - weight) * (kl + mse))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
 
-    def module(self, rows: ReservedSet):
+    def module(self, examples: CleanSet) -> nn.Module:
         student = copy.deepcopy(self.teacher)
-        optimizer = torch.optim.Adam(student.parameters(), lr=self.chosen.lr)
-        for _ in range(self.chosen.dmm_epochs):
-            self.distill(student, optimizer, rows, self.chosen.dmm_temperature, 1)
+        optimizer = torch.optim.Adam(student.parameters(), lr=self.config.lr)
+        for _ in range(self.config.module.epochs):
+            self.distill(student, optimizer, examples, self.config.module.temperature, 1)
         return student.eval()
 
     @torch.no_grad()
-    def scan(self, module, pool: TrainingSet) -> list[int]:
-        flagged, agreed, row = [], [], 0
-        for texts, labels in batches(pool, self.chosen.batch_size):
+    def scan(self, module: nn.Module, train: TrainSet) -> list[int]:
+        flagged, agreed, i = [], [], 0
+        for texts, labels in batches(train, self.config.batch_size):
             inputs = self.tokens(texts)
             before, after = self.teacher(**inputs).logits, module(**inputs).logits
             gaps = (before.softmax(1) - after.softmax(1)).abs().mean(1)
             for delta, guess, label in zip(gaps, before.argmax(1), labels):
-                if delta.item() < self.chosen.threshold:
-                    flagged.append(row)
+                if delta.item() < self.config.scan.threshold:
+                    flagged.append(i)
                     if guess.item() == label.item():
-                        agreed.append(row)
-                row += 1
-                if len(flagged) == self.chosen.scan_cap:
+                        agreed.append(i)
+                i += 1
+                if len(flagged) == self.config.scan.max_flagged:
                     return agreed
         return agreed
 
     @torch.no_grad()
-    def hits(self, model, rows) -> float:
+    def accuracy(self, model: nn.Module, examples: TestSet) -> float:
         model.eval()
         right = sum((model(**self.tokens(texts)).logits.argmax(1).cpu() == labels).sum().item()
-                    for texts, labels in batches(rows, self.chosen.batch_size))
-        return right / len(rows)
+                    for texts, labels in batches(examples, self.config.batch_size))
+        return right / len(examples)
 
-    def run(self, reserved: ReservedSet, pool: TrainingSet, tests: list[TestSet], watch: Watch):
-        """Return the student, the punished rows and the last accuracies."""
-        for_module, trust, _ = split_reserved(reserved, self.chosen)
+    def run(self, context: Context, tests: list[TestSet], clock: Clock) -> tuple:
+        """Return the student, the punished samples and the last accuracies."""
+        for_module, trust, _ = stratified_split(context.clean, self.config.shares,
+                                                self.config.seed)
         module = self.module(flip(for_module))
-        watch.lap("module")
-        suspects = self.scan(module, pool)[:self.chosen.punish_rows]
-        watch.lap("scan")
-        student, punish = copy.deepcopy(self.teacher), pool.take(suspects)
-        optimizer = torch.optim.Adam(student.parameters(), lr=self.chosen.lr)
-        for _ in range(self.chosen.cycles):
-            self.distill(student, optimizer, trust, self.chosen.akd_temperature, 1)
-            self.distill(student, optimizer, punish, self.chosen.akd_temperature, -1)
-            watch.lap("distillation")
-            measured = [self.hits(student, rows) for rows in tests]
-            watch.lap("evaluation")
+        clock.lap("module")
+        suspects = self.scan(module, context.train)[:self.config.punish_samples]
+        clock.lap("scan")
+        student, punish = copy.deepcopy(self.teacher), context.train.take(suspects)
+        optimizer = torch.optim.Adam(student.parameters(), lr=self.config.lr)
+        for _ in range(self.config.cycles):
+            self.distill(student, optimizer, trust, self.config.temperature, 1)
+            self.distill(student, optimizer, punish, self.config.temperature, -1)
+            clock.lap("distillation")
+            measured = [self.accuracy(student, examples) for examples in tests]
+            clock.lap("evaluation")
         return student.eval(), suspects, measured
 
 
-def our_loop(classifier: Classifier, chosen: BeDKDSettings, reserved: ReservedSet,
-             pool: TrainingSet, tests: list[TestSet], watch: Watch):
+def our_loop(context: Context, config: BeDKD, tests: list[TestSet], clock: Clock) -> tuple:
     """Do the same by the functions of chapters 5 and 6."""
-    for_module, trust, held_out = split_reserved(reserved, chosen)
-    steps = prepare(classifier, flip(for_module), chosen)
-    module = replace(classifier, model=mapping_module(classifier.model, steps, chosen))
-    watch.lap("module")
-    rows = scan(classifier, module, pool, held_out, chosen).rows
-    suspects, others = list(rows[:chosen.punish_rows]), list(rows[chosen.punish_rows:])
-    watch.lap("scan")
+    teacher, seed = context.classifier, config.seed
+    for_module, trust, held_out = stratified_split(context.clean, config.shares, seed)
+    flipped = teacher_batches(teacher, flip(for_module), config.batch_size, seed)
+    module = replace(teacher, model=mapping_module(teacher.model, flipped, config.module,
+                                                   config.loss, lr=config.lr, seed=seed))
+    clock.lap("module")
+    found = list(scan(teacher, module, context.train, held_out, config.scan, seed).indices)
+    suspects, others = found[:config.punish_samples], found[config.punish_samples:]
+    clock.lap("scan")
     measured = []
 
-    def examine(model, reading) -> None:
-        watch.lap("distillation")
-        student = replace(classifier, model=model)
-        measured[:] = [sum(a == b for a, b in zip(student.predict(rows.texts), rows.labels))
-                       / len(rows) for rows in tests]
-        watch.lap("evaluation")
+    def evaluate(model: nn.Module, log: EpochLog) -> None:
+        clock.lap("distillation")
+        student = replace(teacher, model=model)
+        measured[:] = [cacc(student.predict(examples.inputs), examples.labels).value
+                       for examples in tests]
+        clock.lap("evaluation")
 
-    student, _ = purify(classifier.model, prepare(classifier, trust, chosen),
-                        prepare(classifier, pool.take(suspects), chosen),
-                        observer(classifier, pool, others[:64] or suspects, held_out), chosen,
-                        watch=examine)
-    watch.lap("distillation")
+    punish = context.train.take(suspects)
+    student, _ = purify(teacher.model, teacher_batches(teacher, trust, config.batch_size, seed),
+                        teacher_batches(teacher, punish, config.batch_size, seed),
+                        observer(context, others[:64] or suspects, held_out), config,
+                        callback=evaluate)
+    clock.lap("distillation")
     return student, suspects, measured
 
 
 def main() -> dict:
     """Time both in turn, compare what they made, and record the medians."""
-    task, chosen = load_task("sentiment", scale="small"), settings()
+    task, config = load_task("sentiment", scale="small"), shorter()
     attacked = victim(task, "badnets", poison_rate=0.2)
-    classifier, pool = attacked.classifier, attacked.train
-    reserved = task.reserved.take([i for k in range(task.reserved.num_labels) for i in
-                                   [i for i, y in enumerate(task.reserved.labels) if y == k]
-                                   [:RESERVED]])
-    marked = triggered(task.test, TRIGGERS["badnets"], TARGET)
-    # As the authors' file of triggered tests: every row carries the target label.
-    marked = replace(marked, labels=(TARGET,) * len(marked))
-    tests = [rows.take(range(min(TEST_ROWS, len(rows)))) for rows in (task.test, marked)]
-    compared = list(task.test.texts[:COMPARED])
+    classifier = attacked.classifier
+    context = Context(classifier, task.clean.stratified(CLEAN * task.clean.num_labels),
+                      attacked.train)
+    bad = triggered(task.test, TEXT_TRIGGERS["badnets"], TARGET)
+    # As the authors' file of triggered tests: every sample carries the target label.
+    bad = replace(bad, labels=(TARGET,) * len(bad))
+    tests = [part.take(range(min(TEST_SAMPLES, len(part)))) for part in (task.test, bad)]
+    compared = list(task.test.inputs[:COMPARED])
     before = copy.deepcopy(classifier.model.state_dict())
 
-    def ours_with(chosen, tests, watch):
-        return our_loop(classifier, chosen, reserved, pool, tests, watch)
+    def direct_loop(context: Context, config: BeDKD, tests: list[TestSet], clock: Clock) -> tuple:
+        return DirectLoop(classifier, config).run(context, tests, clock)
 
-    def direct_with(chosen, tests, watch):
-        return DirectLoop(classifier, chosen).run(reserved, pool, tests, watch)
-
-    loops = {"ours": ours_with, "direct": direct_with}
-    short = replace(chosen, shares=(4 / RESERVED, 4 / RESERVED, 0.0), cycles=1, scan_cap=8)
+    loops = {"ours": our_loop, "direct": direct_loop}
+    short = replace(config, shares=(4 / CLEAN, 4 / CLEAN, 0.0), cycles=1,
+                    scan=replace(config.scan, max_flagged=8))
     for run in loops.values():  # warm-up: the first optimizer of a process costs seconds
-        run(short, [task.test.take(range(4))], Watch())
+        run(context, short, [task.test.take(range(4))], Clock())
 
     seconds: dict[str, list[dict[str, float]]] = {"ours": [], "direct": []}
     difference = 0.0
     for _ in range(REPEATS):
         made = {}
         for name, run in loops.items():
-            watch = Watch()
-            made[name] = run(chosen, tests, watch)
-            seconds[name].append({**watch.seconds, "total": sum(watch.seconds.values())})
-        (ours, rows, shares), (theirs, their_rows, their_shares) = made["ours"], made["direct"]
-        assert rows == their_rows, "the two scans found different rows"
+            clock = Clock()
+            made[name] = run(context, config, tests, clock)
+            seconds[name].append({**clock.seconds, "total": sum(clock.seconds.values())})
+        ours, found, accuracies = made["ours"]
+        theirs, their_found, their_accuracies = made["direct"]
+        assert found == their_found, "the two scans found different samples"
         probabilities = [replace(classifier, model=model).logits(compared).softmax(1)
                          for model in (ours, theirs, classifier.model)]
         difference = max(difference, (probabilities[0] - probabilities[1]).abs().max().item())
         assert difference < 1e-4, f"the purified models differ by {difference:.1e}"
         moved = (probabilities[0] - probabilities[2]).abs().max().item()
         assert moved > 100 * difference, "nothing was learned, so nothing was compared"
-        print(f"{len(rows)} rows punished, CACC and ASR {shares} and {their_shares}, "
+        print(f"{len(found)} samples punished, CACC and ASR {accuracies} and {their_accuracies}, "
               f"largest difference {difference:.1e}, largest change {moved:.2f}", flush=True)
     assert all(torch.equal(before[k], v) for k, v in classifier.model.state_dict().items())
 
@@ -217,12 +226,12 @@ def main() -> dict:
 
     made = results.record(
         study="throughput", name="bedkd", method="bedkd", task="snippets", scale="small",
-        settings={"reserved": RESERVED, "shares": list(SHARES), "dmm_epochs": DMM_EPOCHS,
-                  "cycles": CYCLES, "punished": len(rows), "scan_cap": SCAN_CAP,
-                  "test_rows": [len(part) for part in tests], "compared": COMPARED,
+        settings={"clean": CLEAN, "shares": list(SHARES), "dmm_epochs": EPOCHS,
+                  "cycles": CYCLES, "punished": len(found), "scan_cap": MAX_FLAGGED,
+                  "test_samples": [len(part) for part in tests], "compared": COMPARED,
                   "repeats": REPEATS},
-        data=task.fingerprint(), seed=chosen.seed, command="python benchmarks/bedkd.py",
-        # The authors' loop looks at the test sets after each cycle; ours never has to.
+        data=task.fingerprint(), seed=config.seed, command="python benchmarks/bedkd.py",
+        # The authors' loop measures on the test sets after each cycle; ours never has to.
         metrics={"speedup_over_direct_loop": speedup("total"),
                  "speedup_if_only_theirs_evaluates": speedup(*PHASES, without="evaluation"),
                  **{f"speedup_{name}": speedup(name) for name in PHASES},

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from helpers.fake_study import FakeRun, perform
+from helpers.fake_study import FakeRun, make_record
 
 from bdutils import sweep
 from bdutils.experiments import results
@@ -24,7 +24,7 @@ def timed(workers: int) -> tuple[float, float]:
     """Return wall time, and the share of the workers' time that was not spent in runs."""
     with TemporaryDirectory() as folder:
         os.environ["FAKE_FOLDER"], start = folder, time.perf_counter()
-        ended = sweep.run_all(TODO, perform=perform, folder=Path(folder), workers=workers)
+        ended = sweep.run_all(TODO, make=make_record, folder=Path(folder), workers=workers)
         wall = time.perf_counter() - start
     return wall, 1 - sum(x.record["metrics"]["seconds"] for x in ended) / (wall * workers)
 

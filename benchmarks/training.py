@@ -14,13 +14,13 @@ import torch
 from bdutils.data import load_task
 from bdutils.experiments import results
 from bdutils.models.text import Classifier
-from bdutils.training import TrainSettings, train
+from bdutils.training import TrainConfig, train
 
-ROWS, PADDED, REPEATS = 320, 128, 3
+SAMPLES, PADDED, REPEATS = 320, 128, 3
 
 
 def plain_loop(classifier: Classifier, texts: list[str], labels: list[int], size: int) -> float:
-    """Train one pass as many scripts do: tokenize in the loop, pad every row to 128."""
+    """Train one epoch as many scripts do: tokenize in the loop, pad every text to 128."""
     model = classifier.model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     model.train()
@@ -49,25 +49,26 @@ def matrix_rate(size: int = 1024, repeats: int = 20) -> float:
 def main() -> None:
     """Time the three in turn and record the medians."""
     task = load_task("sentiment", scale="small")
-    rows = task.train.take(range(ROWS))
-    settings = TrainSettings(epochs=1, lr=1e-5)
+    samples = task.train.take(range(SAMPLES))
+    training = TrainConfig(epochs=1, lr=1e-5)
     classifier = Classifier.new(2, dropout=0.0)
     weights = sum(p.numel() for n, p in classifier.model.named_parameters()
                   if "embeddings" not in n)
     measured: dict[str, list[float]] = {"ours": [], "plain": [], "gflops": [], "share": []}
-    train(classifier, rows.take(range(64)), settings)  # warm-up
+    train(classifier, samples.take(range(64)), training)  # warm-up
     for _ in range(REPEATS):
         measured["gflops"].append(matrix_rate())
-        report = train(classifier, rows, settings)
+        report = train(classifier, samples, training)
         measured["ours"].append(report.seconds)
-        measured["plain"].append(plain_loop(classifier, list(rows.texts), list(rows.labels), 32))
+        measured["plain"].append(
+            plain_loop(classifier, list(samples.inputs), list(samples.labels), 32))
         # Forward and backward cost 6 operations a weight and token; attention is left out.
         rate = 6 * weights * report.tokens / report.seconds / 1e9
         measured["share"].append(rate / measured["gflops"][-1])
     speedup = median(p / o for p, o in zip(measured["plain"], measured["ours"]))
     made = results.record(
         study="throughput", name="training", method="training", task="snippets", scale="small",
-        settings={"rows": ROWS, "padded_to": PADDED, "repeats": REPEATS},
+        settings={"samples": SAMPLES, "padded_to": PADDED, "repeats": REPEATS},
         data=task.fingerprint(), seed=0, command="python benchmarks/training.py",
         metrics={"speedup_over_plain_loop": round(speedup, 2),
                  "share_of_matrix_rate": round(median(measured["share"]), 3),

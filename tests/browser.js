@@ -12,9 +12,9 @@ window.bookTest = {
     document.getElementById("pst-back-to-top").style = "display: block";  // else after a scroll
   },
 
-  // Mark one element of each kind that can differ in contrast: axe takes minutes a page for all of
+  // Tag one element of each kind that can differ in contrast: axe takes minutes a page for all of
   // them, as each token of code is one. A link must also differ from the text around it.
-  markKinds: () => {
+  tagKinds: () => {
     document.querySelectorAll("[data-kind]").forEach((e) => e.removeAttribute("data-kind"));
     const kinds = new Set();
     for (const element of document.querySelectorAll("body *")) {
@@ -46,7 +46,7 @@ window.bookTest = {
     // What fades in would be measured half transparent.
     document.getAnimations().filter((a) => a.effect.getComputedTiming().endTime < Infinity)
       .forEach((a) => a.finish());
-    window.bookTest.markKinds();
+    window.bookTest.tagKinds();
     axe.configure({rules: [{id: "color-contrast", selector: "[data-kind]"},
                            {id: "link-in-text-block", selector: "a[data-kind]"}]});
     // Without `preload` off, axe fetches the style sheets again, some from a wrong address.

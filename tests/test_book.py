@@ -232,11 +232,11 @@ def test_status_tables_say_what_the_records_say(tmp_path):
            "machine": {"processor": "a processor", "gpu": None},
            "versions": {"torch": "2.0", "transformers": "5.0"}}
     (tmp_path / "01_a.json").write_text(json.dumps(run))
-    first, second = runs.chapter_rows([Path("01_a.ipynb"), Path("02_b.ipynb")], tmp_path)
+    first, second = runs.chapter_lines([Path("01_a.ipynb"), Path("02_b.ipynb")], tmp_path)
     assert first == ["{doc}`/chapters/01_a`", "1:00", "2:05", "1.5", "2", "0",
                      "a processor, 2 threads", "2.0, 5.0", "2026-01-02"]
     assert second[1] == "not measured" and len(second) == len(first)
-    studies = {row[0]: row for row in runs.study_rows()}
+    studies = {line[0]: line for line in runs.study_lines()}
     assert "`throughput`" not in studies
     assert studies["`attacks`"][1:4] == ["15", "0, 1, 2", "small"]
 
@@ -296,6 +296,7 @@ def test_an_exercise_must_say_how_long_it_takes(tmp_path):
         list(book.exercises(path))
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_record_of_what_it_cost(tmp_path, cache):
     path = tmp_path / "00_tiny.ipynb"
     cells = [nbformat.v4.new_code_cell(text) for text in (

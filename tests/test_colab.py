@@ -11,6 +11,8 @@ from packaging.version import Version
 from tools.colab import pins
 from tools.colab import run as colab
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTER = ROOT / "chapters/01_five_minutes.ipynb"
 COLAB = {r.name: r for line in (ROOT / "tools/colab/colab.txt").read_text().splitlines()

@@ -13,16 +13,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.pictures import TRAINING
-from helpers.pictures import thirds as rows_of
+from helpers.images import TRAINING, thirds
 
-from bdutils.attacks.images import PatchTrigger
-from bdutils.attacks.text import PoisonSettings
+from bdutils.attacks.base import PoisonConfig
+from bdutils.attacks.image import BadNetsPatch
 from bdutils.evaluation import Victim
-from bdutils.experiments import comparison, results, studies
-from bdutils.experiments.comparison import ABSENT, NAMES, NEEDS, RARE, USUAL, collect, row_of
+from bdutils.experiments import comparison, results
+from bdutils.experiments import run as running
+from bdutils.experiments.comparison import (
+    ABSENT,
+    ATTACKS,
+    NAMES,
+    NEEDS,
+    RARE,
+    USUAL,
+    collect,
+    row_of,
+)
+from bdutils.experiments.variants import VARIANTS, WITH_TRAIN_SET
 from bdutils.plotting import SortableTable
-from bdutils.roles import ReservedSet, Task, TestSet, TrainingSet
+from bdutils.roles import CleanSet, Task, TestSet, TrainSet
 from bdutils.training import train, untrained
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +66,7 @@ def grid(der_of, seeds=3):
     """Return a frame of texts in which a defense has a given ASR: der_of(name, attack, seed)."""
     return table_of([
         made(name, attack, seed, asr=der_of(name, attack, seed))
-        for name in ("bedkd", "dup", "onion") for attack in USUAL["texts"]
+        for name in ("bedkd", "dup", "onion") for attack in USUAL["text"]
         for seed in range(seeds)])
 
 
@@ -84,7 +94,7 @@ def test_the_seeds_that_every_cell_has(frame):
 def test_every_row_says_what_it_was_measured_on(frame):
     for run in frame["run"]:
         assert run["command"].startswith("python -m bdutils.sweep ")
-        # A defended and an undefended model of a cell were measured on the same rows.
+        # A defended and an undefended model of a cell were measured on the same samples.
         assert run["metrics"]["cacc"]["n"] == run["metrics"]["cacc_before"]["n"] >= 1000
     data = frame.groupby("kind")["run"].agg(lambda runs: {run["data"] for run in runs})
     assert all(len(found) == 1 for found in data)
@@ -103,30 +113,30 @@ def test_all_runs_of_a_cell_before_the_defense_are_the_same_model(frame):
 
 
 def test_a_row_by_hand():
-    row = row_of(made("tuning-text"))
-    assert row["defense"] == "fine-tuning" and row["kind"] == "texts"
+    row = row_of(made("ft-text"))
+    assert row["defense"] == "fine-tuning" and row["kind"] == "text"
     assert row["lost"] == pytest.approx(0.05) and row["excess"] == 0
     assert row["gap"] == pytest.approx(0.1) and row["der"] == pytest.approx(0.925)
-    assert row_of(made("tuning", "patch", task="fashion"))["kind"] == "pictures"
+    assert row_of(made("ft", "badnets", task="fashion"))["kind"] == "image"
 
 
 @pytest.mark.parametrize("run", [
     made("bedkd-forced"), made("", "badnets"), made("bedkd", rate=0.05),
     made("bedkd", task="topics"), made("dup", "several"),
-    made("tuning", "patch", task="fashion", rate=0.01)])
+    made("ft", "badnets", task="fashion", rate=0.01)])
 def test_runs_of_other_studies_are_left_out(run):
     assert row_of(run) is None
 
 
 def test_rare_and_clean_runs_are_cases_of_their_own():
-    rare = row_of(made("bedkd", RARE["texts"], rate=0.01))
+    rare = row_of(made("bedkd", RARE["text"], rate=0.01))
     assert rare["attack"] == "addsent, rare" and "der" in rare
     clean = row_of(made("bedkd", "clean", rate=0.0))
     assert clean["attack"] == "clean" and "der" not in clean
     assert clean["lost"] == pytest.approx(0.05)
 
 
-def test_a_run_that_is_there_twice_is_refused(tmp_path, monkeypatch):
+def test_a_run_that_is_there_twice_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "load", lambda study, folder: [made("bedkd")])
     with pytest.raises(ValueError, match="recorded twice: .'toy'."):
         collect(("a", "b"), tmp_path)
@@ -134,15 +144,15 @@ def test_a_run_that_is_there_twice_is_refused(tmp_path, monkeypatch):
 
 def test_a_clear_order_is_never_chance_and_a_tie_is():
     quality = {"bedkd": 0.1, "dup": 0.5, "onion": 0.9}
-    clear = comparison.resampled(grid(lambda name, *_: quality[name]), "texts", 500)
+    clear = comparison.resampled(grid(lambda name, *_: quality[name]), "text", 500)
     assert list(clear.rank(axis=1, ascending=False).mean().sort_values().index) == [
         "BeDKD", "DUP", "ONION"]
     assert (comparison.ahead(clear) == 1).all()
     # One is better on two attacks, the other on the other two.
-    swap = {("bedkd", a): 0.1 + 0.6 * (i < 2) for i, a in enumerate(USUAL["texts"])} | {
-        ("dup", a): 0.1 + 0.6 * (i >= 2) for i, a in enumerate(USUAL["texts"])}
+    swap = {("bedkd", a): 0.1 + 0.6 * (i < 2) for i, a in enumerate(USUAL["text"])} | {
+        ("dup", a): 0.1 + 0.6 * (i >= 2) for i, a in enumerate(USUAL["text"])}
     tied = comparison.resampled(grid(lambda name, attack, _: swap.get((name, attack), 0.95)),
-                                "texts", 2000)
+                                "text", 2000)
     share = (tied["BeDKD"] > tied["DUP"]).mean()
     assert 0.2 < share < 0.5 and (tied["ONION"] < tied["DUP"]).mean() > 0.9
     low, high = tied["BeDKD"].quantile([.025, .975])
@@ -151,10 +161,10 @@ def test_a_clear_order_is_never_chance_and_a_tie_is():
 
 def test_a_draw_is_the_same_for_all_defenses():
     """One that is a constant worse loses every draw, however much the attacks differ."""
-    hard = dict(zip(USUAL["texts"], (0.0, 0.3, 0.6, 0.9)))
+    hard = dict(zip(USUAL["text"], (0.0, 0.3, 0.6, 0.9)))
     drawn = comparison.resampled(grid(
         lambda name, attack, seed: hard[attack] + 0.02 * seed + 0.01 * (name == "dup")),
-        "texts", 300)
+        "text", 300)
     np.testing.assert_allclose(drawn["BeDKD"] - drawn["DUP"], 0.005)
     assert drawn["BeDKD"].std() > 0.05
 
@@ -162,41 +172,47 @@ def test_a_draw_is_the_same_for_all_defenses():
 def test_only_seeds_that_every_defense_has_are_compared():
     """A defense with an easy seed more than the others would have an advantage."""
     frame = grid(lambda name, attack, seed: 0.0 if seed == 2 else 0.5)
-    assert len(comparison.compared(frame, "texts")) == 36
+    assert len(comparison.compared(frame, "text")) == 36
     lacking = frame[~(frame["defense"].eq("DUP") & frame["seed"].eq(2)
-                      & frame["attack"].eq("style"))]
-    assert set(comparison.compared(lacking, "texts")["seed"]) == {0, 1}
-    assert comparison.resampled(lacking, "texts", 50).to_numpy().max() < 0.75
-    with pytest.raises(ValueError, match="no seed of texts has every run: .*of 4"):
-        comparison.compared(frame.iloc[[0, 4, 9]], "texts")
+                      & frame["attack"].eq("stylebkd"))]
+    assert set(comparison.compared(lacking, "text")["seed"]) == {0, 1}
+    assert comparison.resampled(lacking, "text", 50).to_numpy().max() < 0.75
+    with pytest.raises(ValueError, match="no seed of text has every run: .*of 4"):
+        comparison.compared(frame.iloc[[0, 4, 9]], "text")
 
 
 def test_standings_by_hand():
-    frame = pd.concat([grid(lambda name, attack, _: 0.9 if attack == "style" and name == "dup"
+    frame = pd.concat([grid(lambda name, attack, _: 0.9 if attack == "stylebkd" and name == "dup"
                             else {"bedkd": 0.1, "dup": 0.2, "onion": 1.0}[name]),
                        table_of([made(name, "clean", seed, cacc=0.9 - loss, rate=0.0)
                                  for name, loss in (("bedkd", 0.01), ("dup", 0.02), ("onion", 0))
                                  for seed in range(3)])])
-    table = comparison.standings(frame, "texts")
+    table = comparison.standings(frame, "text")
     assert list(table.index) == ["BeDKD", "DUP", "ONION"]
-    assert list(table["worst ASR"]) == [10.0, 90.0, 100.0] and table.loc["DUP", "on"] == "style"
+    assert list(table["worst ASR"]) == [10.0, 90.0, 100.0] and table.loc["DUP", "on"] == "StyleBkd"
     assert list(table["lost, clean"]) == [1.0, 2.0, 0.0] and set(table["lost"]) == {5.0}
     assert table.loc["BeDKD", "DER"] == pytest.approx(0.925, abs=0.006)
     assert table.loc["BeDKD", "rank"] == "1 [1, 1]"
-    assert list(comparison.advice(frame, "texts", ()).index) == ["ONION"]
-    assert list(comparison.advice(frame, "texts", ("training set", "weights")).index) == [
+    assert list(comparison.advice(frame, "text", ()).index) == ["ONION"]
+    assert list(comparison.advice(frame, "text", ("training set", "weights")).index) == [
         "BeDKD", "DUP", "ONION"]
     with pytest.raises(ValueError, match="unknown: .'money'.*training set"):
-        comparison.advice(frame, "texts", ("money",))
+        comparison.advice(frame, "text", ("money",))
 
 
 def test_every_defense_says_what_it_needs():
-    from bdutils.experiments.variants import VARIANTS, WITHOUT_POOL
-
     assert set(NEEDS) == set(NAMES.values())
     for variant, name in NAMES.items():
-        blind = isinstance(VARIANTS[variant], WITHOUT_POOL)
-        assert ("training set" in NEEDS[name]) != blind, name
+        given = isinstance(VARIANTS[variant], WITH_TRAIN_SET)
+        assert ("training set" in NEEDS[name]) == given, name
+
+
+def test_tables_name_attacks_as_the_field_does(frame):
+    shown = comparison.leaderboard(frame).shown
+    assert {*shown["attack"]} == {*ATTACKS.values(), "clean"}
+    for kind, keys in USUAL.items():
+        assert {*shown[shown["kind"].eq(kind)]["attack"]} == {
+            "clean", *(ATTACKS[key] for key in (*keys, f"{RARE[kind]}, rare"))}
 
 
 def test_the_leaderboard_is_plain_html_that_can_be_sorted(frame):
@@ -228,42 +244,42 @@ def test_reported_figures_have_a_source_that_is_in_the_bibliography():
 
 @pytest.fixture(scope="module")
 def victim():
-    task = Task("thirds", rows_of(TrainingSet, 300, 0), rows_of(ReservedSet, 60, 1),
-                rows_of(TestSet, 120, 2), "made here")
-    rows, truth = PatchTrigger().poison(task.train, PoisonSettings(0.2, 0))
-    model = untrained(rows, TRAINING)
-    train(model, rows, TRAINING)
-    return Victim(model, task, rows, truth, TRAINING, None)
+    task = Task("thirds", thirds(TrainSet, 300, 0), thirds(CleanSet, 60, 1),
+                thirds(TestSet, 120, 2), "made here")
+    train_set, record = BadNetsPatch().poison(task.train, PoisonConfig(0.2, 0))
+    model = untrained(train_set, TRAINING)
+    train(model, train_set, TRAINING)
+    return Victim(model, task, train_set, record, TRAINING, None)
 
 
-def test_a_lesson_has_as_many_marked_rows_as_it_says(victim, monkeypatch):
+def test_a_lesson_has_as_many_triggered_samples_as_it_says(victim, monkeypatch):
     lessons = []
-    monkeypatch.setattr(studies, "train", lambda model, rows, settings: lessons.append(rows))
-    found = studies.relearned(victim.classifier, victim, 0)
-    assert list(found) == [f"asr_after_{dose}" for dose in studies.DOSES]
+    monkeypatch.setattr(running, "train", lambda model, lesson, config: lessons.append(lesson))
+    found = running.relearned(victim.classifier, victim, 0)
+    assert list(found) == [f"asr_after_{dose}" for dose in running.DOSES]
     clean = {p.numpy().tobytes(): y for p, y in
-             zip(victim.task.train.texts.pixels, victim.task.train.labels)}
-    poisoned = {victim.task.train.texts.pixels[i].numpy().tobytes()
-                for i, hit in enumerate(victim.truth.poisoned) if hit}
-    for dose, rows in zip(studies.DOSES, lessons):
-        marked = [y for p, y in zip(rows.texts.pixels, rows.labels)
-                  if p.numpy().tobytes() not in clean]
-        assert marked == [0] * dose and len(rows) == dose + studies.PLAIN
-        assert not poisoned & {p.numpy().tobytes() for p in rows.texts.pixels}
+             zip(victim.task.train.inputs.pixels, victim.task.train.labels)}
+    poisoned = {victim.task.train.inputs.pixels[i].numpy().tobytes()
+                for i, hit in enumerate(victim.record.poisoned) if hit}
+    for dose, lesson in zip(running.DOSES, lessons):
+        triggered = [y for p, y in zip(lesson.inputs.pixels, lesson.labels)
+                     if p.numpy().tobytes() not in clean]
+        assert triggered == [0] * dose and len(lesson) == dose + running.PLAIN
+        assert not poisoned & {p.numpy().tobytes() for p in lesson.inputs.pixels}
 
 
-def test_too_few_rows_for_a_lesson_are_refused(victim):
+def test_too_few_samples_for_a_lesson_are_rejected(victim):
     task = replace(victim.task, train=victim.task.train.take(range(200)))
-    with pytest.raises(ValueError, match="50 marked rows beside 100 plain ones needs more than"):
-        studies.relearned(victim.classifier, replace(victim, task=task, truth=replace(
-            victim.truth, poisoned=victim.truth.poisoned[:200])), 0)
+    with pytest.raises(ValueError, match="50 triggered samples beside 100 clean ones needs more"):
+        running.relearned(victim.classifier, replace(victim, task=task, record=replace(
+            victim.record, poisoned=victim.record.poisoned[:200])), 0)
 
 
-def test_a_model_that_never_saw_the_mark_learns_it_from_enough_rows(victim):
+def test_a_model_that_never_saw_the_trigger_learns_it_from_enough_samples(victim):
     clean = untrained(victim.task.train, TRAINING)
     train(clean, victim.task.train, TRAINING)
     before = [p.clone() for p in clean.model.parameters()]
-    found = studies.relearned(clean, replace(victim, settings=replace(TRAINING, lr=0.2)), 0)
+    found = running.relearned(clean, replace(victim, training=replace(TRAINING, lr=0.2)), 0)
     assert all((a == b).all() for a, b in zip(before, clean.model.parameters()))
     rates = [rate.value for rate in found.values()]
     assert rates[0] < 0.2 and rates[-1] > rates[0] + 0.3
@@ -280,22 +296,21 @@ def landing():
 
 
 def test_the_first_page_has_every_attack_and_every_defense(frame, landing):
-    assert list(landing.ATTACKS) == ["badnets", "addsent", "syntax", "style", "patch", "blended",
-                                     "sine", "warp", "input-aware", "corners"]
+    assert {*landing.ATTACKS} == {(kind, key) for kind, keys in USUAL.items() for key in keys}
     for kind, attacks in USUAL.items():
         for attack in attacks:
-            rows = landing.rows_of(frame, kind, attack)
-            left = [float(asr.split()[0]) for _, asr, _ in rows[1:-1]]
+            found = landing.models(frame[frame["kind"].eq(kind) & frame["attack"].eq(attack)])
+            left = [float(asr.split()[0]) for _, asr, _ in found[1:-1]]
             assert left == sorted(left)
-            assert {name for name, *_ in rows} == {
+            assert {name for name, *_ in found} == {
                 *frame[frame["kind"].eq(kind)]["defense"], *landing.MODEL}
 
 
 def test_a_bar_is_as_long_as_its_rate(landing):
     defended = [made("bedkd", seed=seed, asr=0.2 + seed / 10) for seed in (0, 1, 2)]
-    rows = landing.rows_of(table_of([*defended, made("dup", asr=0.25)]), "texts", "badnets")
-    assert [name for name, *_ in rows] == [landing.MODEL[0], "DUP", "BeDKD", landing.MODEL[1]]
-    assert [asr.split()[0] for _, asr, _ in rows] == ["100.0", "25.0", "30.0", "10.0"]
+    found = landing.models(table_of([*defended, made("dup", asr=0.25)]))
+    assert [name for name, *_ in found] == [landing.MODEL[0], "DUP", "BeDKD", landing.MODEL[1]]
+    assert [asr.split()[0] for _, asr, _ in found] == ["100.0", "25.0", "30.0", "10.0"]
     text = landing.table_of([("a <b>", "30.0 [1.0, 60.0]", "")], "of \"c\"")
     assert 'width:30.0%' in text and "a &lt;b&gt;" in text and "of &quot;c&quot;" in text
 
@@ -307,7 +322,8 @@ def test_a_bar_is_as_long_as_its_rate(landing):
 @pytest.mark.parametrize("name", ["fine-tuning", "STRIP"])
 def test_a_cell_made_again_lies_in_its_interval(frame, name, tmp_path):
     """By the printed command, from nothing but what a fresh machine has."""
-    rows = frame[frame["defense"].eq(name) & frame["attack"].eq("patch")]
+    rows = frame[frame["kind"].eq("image") & frame["defense"].eq(name)
+                 & frame["attack"].eq("badnets")]
     chosen = rows[rows["seed"].eq(0)]["run"].item()
     command = shlex.split(chosen["command"])
     assert command[:3] == ["python", "-m", "bdutils.sweep"]

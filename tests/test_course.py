@@ -12,7 +12,8 @@ TESTED = {name: [t for t in tasks if t.tested] for name, tasks in TASKS.items()}
 # Grading takes some seconds a sheet. These three need the lightest imports.
 SOME = ("02_measuring", "04_inside_the_model", "08_dup")
 
-pytestmark = pytest.mark.filterwarnings("ignore:Object of type")  # nbgrader's own queries
+pytestmark = [pytest.mark.slow,
+              pytest.mark.filterwarnings("ignore:Object of type")]  # nbgrader's own queries
 
 
 def notebook(folder, kind, name):
@@ -124,11 +125,11 @@ def test_every_test_can_fail(folder, name):
                     exec(source[f"{task.exercise}-{kind}"], space)
                     passed += 1
                 except Exception as error:  # what a student would see
-                    refused = error
+                    rejected = error
             assert passed <= most, task.exercise
             if answer is task.wrong:
-                assert isinstance(refused, AssertionError) and len(str(refused)) > 20, \
-                    f"{task.exercise}: {refused!r} helps nobody"
+                assert isinstance(rejected, AssertionError) and len(str(rejected)) > 20, \
+                    f"{task.exercise}: {rejected!r} helps nobody"
 
 
 GOOD = """
@@ -183,11 +184,11 @@ def test_a_sheet_needs_its_chapter(tmp_path):
         course.sheet(path)
 
 
-def test_what_nbgrader_refuses_is_named(tmp_path):
+def test_what_nbgrader_rejects_is_named(tmp_path):
     (tmp_path / "sheets").mkdir()
     path = tmp_path / "sheets" / "07_anomalies.yml"
     path.write_text(GOOD.replace("limit = None", "'# BEGIN SOLUTION'"), encoding="utf8")
-    with pytest.raises(course.SheetError, match="nbgrader refuses 07_anomalies"):
+    with pytest.raises(course.SheetError, match="nbgrader rejects 07_anomalies"):
         course.build(tmp_path / "made", tmp_path / "sheets")
 
 

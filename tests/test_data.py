@@ -6,19 +6,20 @@ import pandas as pd
 import pytest
 
 from bdutils.data import load_task
-from bdutils.roles import DefenderView, Examples, ReservedSet, TestSet, TrainingSet
+from bdutils.defenses.base import Context
+from bdutils.roles import CleanSet, Examples, TestSet, TrainSet
 
 NAMES = ("negative", "positive")
 
 
 def test_roles_share_no_text_and_are_what_they_say():
     task = load_task("sentiment")
-    assert (len(task.train), len(task.reserved), len(task.test)) == (3000, 800, 1000)
-    for role in (task.train, task.reserved, task.test):
+    assert (len(task.train), len(task.clean), len(task.test)) == (3000, 800, 1000)
+    for role in (task.train, task.clean, task.test):
         assert sorted(set(role.labels)) == [0, 1]
         assert role.labels.count(1) == len(role) // 2
-    keys = [{" ".join(t.lower().split()) for t in role.texts}
-            for role in (task.train, task.reserved, task.test)]
+    keys = [{" ".join(t.lower().split()) for t in role.inputs}
+            for role in (task.train, task.clean, task.test)]
     assert not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
     assert sum(map(len, keys)) == 4800  # no repeats inside a role either
 
@@ -38,7 +39,7 @@ def test_labels_fit_their_texts():
     """Shuffled labels would pass every check of form; words of praise and blame do not lie."""
     task = load_task("sentiment")
     for words, label in ((("powerful", "beautiful", "moving"), 1), (("bad", "dull", "worst"), 0)):
-        found = [y for t, y in zip(task.train.texts, task.train.labels)
+        found = [y for t, y in zip(task.train.inputs, task.train.labels)
                  if set(words) & set(t.lower().split())]
         assert len(found) > 30 and found.count(label) / len(found) > 0.8
 
@@ -51,9 +52,9 @@ def test_own_files(tmp_path, suffix):
     {".csv": lambda: rows.to_csv(path, index=False), ".parquet": lambda: rows.to_parquet(path),
      ".jsonl": lambda: rows.to_json(path, orient="records", lines=True)}[suffix]()
     task = load_task(str(path), text="review", label="stars",
-                     sizes={"train": 30, "reserved": 10, "test": 20})
+                     sizes={"train": 30, "clean": 10, "test": 20})
     assert task.train.label_names == ("bad", "good")
-    number = int(task.test.texts[0].split()[-1])
+    number = int(task.test.inputs[0].split()[-1])
     assert task.test.labels[0] == number % 2
 
 
@@ -64,8 +65,8 @@ def test_given_splits_are_honored(tmp_path):
     path = tmp_path / "split.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     task = load_task(str(path), sizes={"train": None, "test": None})
-    assert {t.split()[0] for t in task.test.texts} == {"test"}
-    assert {t.split()[0] for t in task.reserved.texts} == {"dev"}
+    assert {t.split()[0] for t in task.test.inputs} == {"test"}
+    assert {t.split()[0] for t in task.clean.inputs} == {"dev"}
     assert len(task.train) == 40 and len(task.test) == 20
 
 
@@ -80,19 +81,19 @@ def test_bad_input_names_the_thing_and_the_remedy(tmp_path):
         load_task("imdb")
     with pytest.raises(ValueError, match="no column 'text'.*review.*text="):
         load_task(write(tmp_path, review=["a", "b"], label=[0, 1]))
-    with pytest.raises(ValueError, match="row 1 has no text: drop it"):
+    with pytest.raises(ValueError, match="sample 1 has no text: drop it"):
         load_task(write(tmp_path, text=["a", " "], label=[0, 1]))
-    with pytest.raises(ValueError, match="row 1 has label -1"):
+    with pytest.raises(ValueError, match="sample 1 has label -1"):
         load_task(write(tmp_path, text=["a", "b"], label=[0, -1]))
     with pytest.raises(ValueError, match="labels are .1, 2.: number the classes from 0"):
         load_task(write(tmp_path, text=["a", "b"], label=[1, 2]))
-    with pytest.raises(ValueError, match="only .* rows to train on.*smaller sizes"):
+    with pytest.raises(ValueError, match="only .* samples to train on.*smaller sizes"):
         load_task(write(tmp_path, text=[f"t{i}" for i in range(50)], label=[0, 1] * 25))
     with pytest.raises(FileNotFoundError, match="check the path"):
         load_task("nowhere.csv")
-    with pytest.raises(ValueError, match="no rows"):
+    with pytest.raises(ValueError, match="no samples"):
         Examples((), (), NAMES)
-    with pytest.raises(ValueError, match="2 texts but 1 labels"):
+    with pytest.raises(ValueError, match="2 inputs but 1 labels"):
         Examples(("a", "b"), (0,), NAMES)
     with pytest.raises(ValueError, match="unknown scale"):
         load_task("sentiment", scale="huge")
@@ -104,13 +105,13 @@ def test_no_network_says_what_to_do(monkeypatch):
         load_task("sst2", scale="full")
 
 
-def test_a_defense_gets_no_other_role(toy_task):
+def test_a_defense_gets_no_other_role(toy_task, tiny):
     with pytest.raises(TypeError, match="TestSet"):
-        DefenderView(toy_task.test)
+        Context(tiny, toy_task.test)
     with pytest.raises(TypeError, match="TestSet"):
-        DefenderView(toy_task.reserved, toy_task.test)
+        Context(tiny, toy_task.clean, toy_task.test)
     with pytest.raises(TypeError, match="Examples"):
-        DefenderView(Examples(("a",), (0,), NAMES))
+        Context(tiny, Examples(("a",), (0,), NAMES))
 
 
 def everything_in(thing, seen=None):
@@ -127,19 +128,21 @@ def everything_in(thing, seen=None):
 
 
 def test_a_defender_cannot_reach_the_secrets(toy_task, tiny):
-    from bdutils.attacks.text import PoisonSettings, Truth, WordTrigger, poison
+    from bdutils.attacks.base import PoisonConfig, PoisonRecord, poison_dataset
+    from bdutils.attacks.text import BadNets
     from bdutils.evaluation import Victim
-    from bdutils.training import TrainReport, TrainSettings
+    from bdutils.training import TrainConfig, TrainReport
 
-    train, truth = poison(toy_task.train, WordTrigger(), PoisonSettings(poison_rate=0.3))
-    made = Victim(tiny, toy_task, train, truth, TrainSettings(), TrainReport((), 0, 0))
-    secrets = {id(toy_task.test), id(truth), id(truth.trigger), id(truth.poisoned),
-               id(truth.settings), id(truth.sources)}
+    train, record = poison_dataset(toy_task.train, BadNets(), PoisonConfig(poison_rate=0.3))
+    made = Victim(tiny, toy_task, train, record, TrainConfig(), TrainReport((), 0, 0))
+    secrets = {id(toy_task.test), id(record), id(record.trigger), id(record.poisoned),
+               id(record.config), id(record.sources)}
     # The walk does find the secrets where they are, so its silence below means something.
     assert secrets <= {id(x) for x in everything_in(made)}
-    reached = list(everything_in(made.defender_view()))
+    given = made.context()
+    reached = list(everything_in(given))
     assert not secrets & {id(x) for x in reached}
-    assert not any(isinstance(x, (Truth, TestSet, WordTrigger)) for x in reached)
-    assert {type(x) for x in reached} == {DefenderView, ReservedSet, TrainingSet, tuple, str,
-                                          int}
-    assert not hasattr(made.defender_view().pool, "poisoned")
+    assert not any(isinstance(x, (PoisonRecord, TestSet, BadNets)) for x in reached)
+    data = [given.clean, given.train]
+    assert {type(x) for x in everything_in(data)} == {CleanSet, TrainSet, list, tuple, str, int}
+    assert not hasattr(given.train, "poisoned")

@@ -1,14 +1,15 @@
-"""The docstrings of the package are in Google style, and say what the signatures have."""
+"""The docstrings of package and tools are in Google style, and say what the signatures have."""
 
 from pathlib import Path
 
 import pytest
 from helpers.google import code_lines, faults
 
-MODULES = sorted((Path(__file__).resolve().parent.parent / "bdutils").rglob("*.py"))
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted(path for name in ("bdutils", "tools") for path in (ROOT / name).rglob("*.py"))
 GOOD = '''
 @dataclass(frozen=True)
-class Settings:
+class Config:
     """How it is done.
 
     Raises:
@@ -16,11 +17,11 @@ class Settings:
     """
 
     rate: float = 0.1
-    """Share of the rows, 0 to 1."""
+    """Share of the samples, 0 to 1."""
     name: ClassVar[str] = "x"
 
-    def mark(self, x, *, seed=0, **changes):
-        """Mark x.
+    def paint(self, x, *, seed=0, **changes):
+        """Put the trigger on x.
 
         Args:
             x: (n, C, H, W), which goes on
@@ -29,7 +30,7 @@ class Settings:
             **changes: Fields.
 
         Returns:
-            Marked pictures,
+            Triggered images,
             and more: all of them.
 
         Raises:
@@ -50,14 +51,14 @@ def two(a, b):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_docstrings_of_the_package(path):
+def test_docstrings(path):
     assert faults(path.read_text(encoding="utf8")) == []
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [
-    ("    rate: float = 0.1\n    \"\"\"Share of the rows, 0 to 1.\"\"\"\n",
-     "    rate: float = 0.1\n", "Settings.rate: no text"),
-    ("Share of the rows, 0 to 1.", "Share: 0 to 1.", "Settings.rate: colon in the first line"),
+    ("    rate: float = 0.1\n    \"\"\"Share of the samples, 0 to 1.\"\"\"\n",
+     "    rate: float = 0.1\n", "Config.rate: no text"),
+    ("Share of the samples, 0 to 1.", "Share: 0 to 1.", "Config.rate: colon in the first line"),
     ("            seed: Of the places: all.\n", "", "the signature ['x', 'seed', '**changes']"),
     ("            seed: Of", "            sede: Of", "Args has ['x', 'sede', '**changes']"),
     ("**changes: Fields.", "changes: Fields.", "Args has ['x', 'seed', 'changes']"),

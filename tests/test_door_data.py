@@ -1,4 +1,4 @@
-"""Whatever data people bring: taken whole, or refused with the row and the remedy."""
+"""Whatever data people bring: taken whole, or rejected with the row and the remedy."""
 
 import gzip
 import json
@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdutils.data import load_task, make_task
-from bdutils.data.normalize import SPLITS, classes, natural
+from bdutils.data.labels import SPLITS, classes, natural
 from bdutils.experiments import results
-from bdutils.roles import Examples, TrainingSet
+from bdutils.roles import Examples, TrainSet
 from bdutils.samples import DataError
 
-SIZES = {"train": 120, "reserved": 60, "test": 60}
+SIZES = {"train": 120, "clean": 60, "test": 60}
 TEXTS = [f"message {i} is {'rude' if i % 2 else 'kind'} enough" for i in range(300)]
 
 
@@ -39,11 +39,11 @@ def whole(task):
     """See that every sample that was read is in one place."""
     report = task.report
     assert report.total(report.read) == report.total(report.kept) + report.total(report.dropped)
-    for role in ("train", "reserved", "test"):
-        rows = getattr(task, role)
-        assert [rows.labels.count(k) for k in range(rows.num_labels)] == list(
+    for role in ("train", "clean", "test"):
+        samples = getattr(task, role)
+        assert [samples.labels.count(k) for k in range(samples.num_labels)] == list(
             report.kept[role].values())
-        assert rows.label_names == tuple(report.kept[role])
+        assert samples.label_names == tuple(report.kept[role])
     return report
 
 
@@ -78,11 +78,11 @@ def test_bools_and_whole_floats_are_numbers(tmp_path, label):
 def test_labels_of_a_set_put_together_by_hand_are_whole_numbers():
     for labels in ([True, False], [1.0, 0.0], np.array([1, 0]), pd.Series([1, 0]),
                    (np.bool_(True), np.int8(0)), torch.tensor([1, 0])):
-        made = TrainingSet(["a", "b"], labels, ["no", "yes"])
-        assert made == TrainingSet(("a", "b"), (1, 0), ("no", "yes"))
+        made = TrainSet(["a", "b"], labels, ["no", "yes"])
+        assert made == TrainSet(("a", "b"), (1, 0), ("no", "yes"))
         assert {type(y) for y in made.labels} == {int} and len(made.fingerprint()) == 16
     for labels in ((0.5, 0), ("1", 0), (None, 0), (math.nan, 0), ([1], 0), (2, 0), (-1, 0)):
-        with pytest.raises(ValueError, match="row 0 has label"):
+        with pytest.raises(ValueError, match="sample 0 has label"):
             Examples(("a", "b"), labels, ("no", "yes"))
     with pytest.raises(ValueError, match="name two classes alike"):
         Examples(("a", "b"), (0, 1), ("no", "no"))
@@ -92,30 +92,31 @@ def test_labels_of_a_set_put_together_by_hand_are_whole_numbers():
 
 @pytest.mark.parametrize("values", [("0", "1", ""), ("ham", "spam", ""), ("0", "1", "-1"),
                                     ("0", "1", "nan"), ("0.0", "1.0", " ")])
-def test_unlabeled_samples_are_refused_or_dropped(tmp_path, values):
+def test_unlabeled_samples_are_rejected_or_dropped(tmp_path, values):
     path = table(tmp_path / "part.csv", lambda i: values[2] if i % 10 == 9 else values[i % 2])
-    with pytest.raises(DataError, match="30 of 300 samples are unlabeled .* row 9 has label .*"
+    with pytest.raises(DataError, match="30 of 300 samples are unlabeled .* sample 9 has label .*"
                                         "unlabeled=\"drop\""):
         load_task(path, sizes=SIZES)
     task = load_task(path, sizes=SIZES, unlabeled="drop")
     report = whole(task)
     assert report.dropped["unlabeled"][None] == 30 and task.train.num_labels == 2
     assert "dropped: unlabeled" in str(report) and "(no label)" in str(report)
-    with pytest.raises(ValueError, match="use 'refuse' or 'drop'"):
+    with pytest.raises(ValueError, match="use 'reject' or 'drop'"):
         load_task(path, unlabeled="ignore")
 
 
 @pytest.mark.parametrize(("label", "message"), [
-    (lambda i: [i % 3, 3], r"row 0 has the label \[0, 3\], which is no class"),
-    (lambda i: {"name": i % 3}, "row 0 has the label .*no class"),
-    (lambda i: i % 2 if i != 7 else 0.5, "row 7 has the label 0.5, which is no class: round"),
-    (lambda i: "spam" if i % 2 else True, "row 0 has the label True, and row 1 'spam': use one"),
+    (lambda i: [i % 3, 3], r"sample 0 has the label \[0, 3\], which is no class"),
+    (lambda i: {"name": i % 3}, "sample 0 has the label .*no class"),
+    (lambda i: i % 2 if i != 7 else 0.5, "sample 7 has the label 0.5, which is no class: round"),
+    (lambda i: "spam" if i % 2 else True,
+     "sample 0 has the label True, and sample 1 'spam': use one"),
     (lambda i: i % 2 * 2 - 1, r"the labels are \[-1, 1\]: number the classes from 0"),
     (lambda i: i % 2 * 2, r"the labels are \[0, 2\]"),
     (lambda i: 1, "labels are .1.: number"), (lambda i: "only", "one class only .only."),
     (lambda i: None, "300 of 300 samples are unlabeled"),
     (lambda i: f"class {i}", r"300 classes in 300 samples \(class 0, .*with label=")])
-def test_labels_that_are_no_classes_are_refused(tmp_path, label, message):
+def test_labels_that_are_no_classes_are_rejected(tmp_path, label, message):
     with pytest.raises(DataError, match=message):
         load_task(lines(tmp_path / "odd.jsonl", label), sizes=SIZES)
 
@@ -146,7 +147,7 @@ def test_names_can_be_given():
                      names=("kind", "rude"))
     assert task.train.label_names == ("kind", "rude")
     assert task.fingerprint() == same.fingerprint()
-    with pytest.raises(DataError, match="row 1 has label 'rude'.*one of kind, wild"):
+    with pytest.raises(DataError, match="sample 1 has label 'rude'.*one of kind, wild"):
         make_task(TEXTS, [("kind", "rude")[i % 2] for i in range(300)], names=("kind", "wild"))
     with pytest.raises(DataError, match="300 samples, 2 labels"):
         make_task(TEXTS, [0, 1])
@@ -171,13 +172,13 @@ def test_nothing_changes_silently(data, kinds, count, typed, drop):
                                min_size=count, max_size=count))
     split = data.draw(st.none() | st.lists(st.sampled_from(
         ["train", "Train", "valid", "test", "", None]), min_size=count, max_size=count))
-    sizes = data.draw(st.sampled_from([dict.fromkeys(SIZES), {"train": 8, "reserved": 4,
+    sizes = data.draw(st.sampled_from([dict.fromkeys(SIZES), {"train": 8, "clean": 4,
                                                               "test": 4}]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             task = make_task(texts, labels, split=split, sizes=sizes,
-                             unlabeled="drop" if drop else "refuse")
+                             unlabeled="drop" if drop else "reject")
         except DataError as error:
             assert ": " in str(error)  # the remedy
             return
@@ -192,8 +193,8 @@ def test_nothing_changes_silently(data, kinds, count, typed, drop):
     found = {}
     for text, label in zip(texts, labels):
         found.setdefault(text, set()).add(label if isinstance(label, str) else str(label))
-    for role in (task.train, task.reserved, task.test):
-        for text, y in zip(role.texts, role.labels):
+    for role in (task.train, task.clean, task.test):
+        for text, y in zip(role.inputs, role.labels):
             name = role.label_names[y]
             assert {name, f"{name}.0", str(name == "1")} & found[text]
 
@@ -223,24 +224,24 @@ def test_the_usual_names_of_splits_are_known(tmp_path, names, column):
     where = [names[i % 5 // 3 + (i % 5 == 4)] for i in range(300)]
     path = table(tmp_path / "split.csv", lambda i: i % 2, lambda i: f"{where[i].strip()} row {i}",
                  **{column: lambda i: where[i]})
-    task = load_task(path, sizes={"train": None, "reserved": None, "test": None})
-    for role, name in zip((task.train, task.reserved, task.test), names):
-        assert {text.split()[0] for text in role.texts} == {name.strip()}
+    task = load_task(path, sizes={"train": None, "clean": None, "test": None})
+    for role, name in zip((task.train, task.clean, task.test), names):
+        assert {text.split()[0] for text in role.inputs} == {name.strip()}
     report = whole(task)
     assert len(task.train) == 180 and not report.dropped
     assert {split: sum(row.values()) for split, row in report.read.items()} == {
         "train": 180, "dev": 60, "test": 60}
 
 
-def test_other_names_of_splits_are_refused_with_a_list(tmp_path):
+def test_other_names_of_splits_are_rejected_with_a_list(tmp_path):
     path = table(tmp_path / "split.csv", lambda i: i % 2,
                  split=lambda i: ("train", "fold 1", "extra")[i % 3])
     with pytest.raises(DataError, match="splits called extra, fold 1: use train, dev and"):
         load_task(path, sizes=SIZES)
-    task = load_task(path, sizes={"train": 80, "reserved": 10, "test": 60},
+    task = load_task(path, sizes={"train": 80, "clean": 10, "test": 60},
                      splits={"fold 1": "test", "extra": "drop"})
     assert whole(task).total({"": task.report.dropped["split left out"]}) == 100
-    assert all(int(text.split()[1]) % 3 == 1 for text in task.test.texts)
+    assert all(int(text.split()[1]) % 3 == 1 for text in task.test.inputs)
     with pytest.raises(ValueError, match="use train, dev, test or drop"):
         load_task(path, splits={"extra": "none"})
     assert sum(map(len, SPLITS.values())) == len({x for words in SPLITS.values() for x in words})
@@ -249,14 +250,14 @@ def test_other_names_of_splits_are_refused_with_a_list(tmp_path):
 def test_a_rare_class_is_in_each_role(tmp_path):
     task = make_task([f"payment {i}" for i in range(600)], [int(i % 75 == 0) for i in range(600)],
                      sizes=SIZES)
-    assert [role.labels.count(1) for role in (task.train, task.reserved, task.test)] == [4, 2, 2]
-    assert [len(role) for role in (task.train, task.reserved, task.test)] == [120, 60, 60]
+    assert [role.labels.count(1) for role in (task.train, task.clean, task.test)] == [4, 2, 2]
+    assert [len(role) for role in (task.train, task.clean, task.test)] == [120, 60, 60]
     task = make_task(TEXTS, [int(i in (5, 50, 99)) for i in range(300)], sizes={
-        "train": None, "reserved": 60, "test": 60})
-    assert [role.labels.count(1) for role in (task.train, task.reserved, task.test)] == [1, 1, 1]
-    with pytest.warns(UserWarning, match="role 'reserved' has no sample of the class '1'"):
+        "train": None, "clean": 60, "test": 60})
+    assert [role.labels.count(1) for role in (task.train, task.clean, task.test)] == [1, 1, 1]
+    with pytest.warns(UserWarning, match="role 'clean' has no sample of the class '1'"):
         task = make_task(TEXTS, [int(i in (5, 50)) for i in range(300)], sizes=SIZES)
-    assert [role.labels.count(1) for role in (task.train, task.reserved, task.test)] == [1, 0, 1]
+    assert [role.labels.count(1) for role in (task.train, task.clean, task.test)] == [1, 0, 1]
     with pytest.raises(DataError, match="no sample to train on of the class 'rude'"):
         make_task(TEXTS, ["rude" if i > 200 else ("kind", "dull")[i % 2] for i in range(300)],
                   sizes=SIZES, split=["test" if i > 200 else "train" for i in range(300)])
@@ -271,7 +272,7 @@ def test_one_text_with_two_labels_is_reported():
 
 
 @pytest.mark.parametrize(("sizes", "message"), [
-    ({"dev": 10}, "the role 'dev': use train, reserved, test"), ({"test": 0}, "0 samples"),
+    ({"dev": 10}, "the role 'dev': use train, clean, test"), ({"test": 0}, "0 samples"),
     ({"test": -5}, "-5 samples"), ({"train": 1.5}, "1.5 samples"), ({"train": True}, "True"),
     ([1, 2], "sizes is a list: write")])
 def test_sizes_that_are_none(sizes, message):
@@ -340,7 +341,7 @@ def test_encodings(tmp_path):
                                         "as encoding=\"cp1252\""):
         load_task(path, sizes=SIZES)
     task = load_task(path, sizes=SIZES, encoding="cp1252")
-    assert "“bon”" in task.train.texts[0]
+    assert "“bon”" in task.train.inputs[0]
     with pytest.raises(DataError, match="no encoding 'cp99': name one that Python knows"):
         load_task(path, encoding="cp99")
     path.write_bytes("text,label\nä,0\n".encode("utf-16-le"))
@@ -352,8 +353,8 @@ def test_words_that_mean_nothing_elsewhere_are_texts(tmp_path):
     words = ("NA", "null", "None", "nan", "N/A", "")
     path = table(tmp_path / "words.csv", lambda i: i % 2,
                  lambda i: words[i] if i < 5 else TEXTS[i])
-    task = load_task(path, sizes={"train": None, "reserved": 20, "test": 20})
-    assert {*words[:5]} <= {*task.train.texts, *task.reserved.texts, *task.test.texts}
+    task = load_task(path, sizes={"train": None, "clean": 20, "test": 20})
+    assert {*words[:5]} <= {*task.train.inputs, *task.clean.inputs, *task.test.inputs}
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -374,15 +375,15 @@ def test_quotes_and_line_ends_inside_of_a_text_are_kept(tmp_path):
     texts = [f'a "quoted, {i}"\nsecond line, and\n\nmore \u2028 {"long " * 40000 * (i == 3)}'
              for i in range(60)]
     pd.DataFrame({"text": texts, "label": [0, 1] * 30}).to_csv(tmp_path / "x.csv", index=False)
-    task = load_task(tmp_path / "x.csv", sizes={"train": None, "reserved": 9, "test": 9})
-    assert sorted((*task.train.texts, *task.reserved.texts, *task.test.texts)) == sorted(texts)
+    task = load_task(tmp_path / "x.csv", sizes={"train": None, "clean": 9, "test": 9})
+    assert sorted((*task.train.inputs, *task.clean.inputs, *task.test.inputs)) == sorted(texts)
 
 
 def test_tabs_often_come_without_quotes(tmp_path):
     (tmp_path / "x.tsv").write_text("text\tlabel\n" + "".join(
         f'"open {i}\t{i % 2}\n' for i in range(60)))
-    task = load_task(tmp_path / "x.tsv", sizes={"train": 30, "reserved": 9, "test": 9})
-    assert task.train.texts[0].startswith('"open')
+    task = load_task(tmp_path / "x.tsv", sizes={"train": 30, "clean": 9, "test": 9})
+    assert task.train.inputs[0].startswith('"open')
     assert "quotes stand for themselves" in task.report.notes
 
 
@@ -391,7 +392,7 @@ def test_tabs_often_come_without_quotes(tmp_path):
     ("a.json", '[{"text": "a"', "is no JSON"), ("a.json", "3", "no samples in a form"),
     ("a.jsonl", "[1]\n[2]", "no JSON"), ("a.json", "[" * 100000, "is no JSON"),
     ("a.jsonl", '{"label": ' + "9" * 5000 + "}", "line 1 is no JSON"),
-    ("a.jsonl", '"a"\n', "row 0 is a str"),
+    ("a.jsonl", '"a"\n', "sample 0 is a str"),
     ("a.parquet", "PAR1 no", "no whole parquet file"), ("a.csv.gz", b"\x1f\x8b\x08\x00cut",
                                                        "cannot be unpacked"),
     ("a.xlsx", "PK", "form that is not known: save it as one of .csv")])
@@ -402,14 +403,14 @@ def test_damaged_files(tmp_path, name, content, message):
 
 
 def test_texts_that_are_none(tmp_path):
-    for text, message in ((lambda i: ["a", str(i)], "row 0 has no text but a list"),
-                          (lambda i: None if i == 4 else "x", "row 4 has no text: drop it"),
-                          (lambda i: i, "row 0 has no text but a int"),
+    for text, message in ((lambda i: ["a", str(i)], "sample 0 has no text but a list"),
+                          (lambda i: None if i == 4 else "x", "sample 4 has no text: drop it"),
+                          (lambda i: i, "sample 0 has no text but a int"),
                           (lambda i: f"cut {i} \ud83d" if i == 18 else f"{i}",
-                           "row 18 holds half a character")):
+                           "sample 18 holds half a character")):
         with pytest.raises(ValueError, match=message):
             load_task(lines(tmp_path / "x.jsonl", lambda i: i % 2, text), sizes=SIZES)
-    with pytest.raises(ValueError, match="row 1 holds half a character"):
+    with pytest.raises(ValueError, match="sample 1 holds half a character"):
         Examples(("fine 🙂", "cut \ud83d"), (0, 1), ("a", "b"))
 
 
@@ -439,9 +440,9 @@ def test_options_are_checked(tmp_path):
     for samples, labels in (("a text", [0, 1]), (None, [0, 1]), (TEXTS, None), (TEXTS, "01")):
         with pytest.raises(TypeError, match="give a list, an array or a column of a table"):
             make_task(samples, labels)
-    with pytest.raises(ValueError, match="names of classes: row 1 holds half a character"):
+    with pytest.raises(ValueError, match="names of classes: sample 1 holds half a character"):
         make_task(TEXTS, ["a", "b \ud83d"] * 150, sizes=SIZES)
-    with pytest.raises(ValueError, match="row 1 has no text: drop it"):
+    with pytest.raises(ValueError, match="sample 1 has no text: drop it"):
         make_task(["a", pd.NA, "c"], [0, 1, 0])
 
 
@@ -462,7 +463,7 @@ def test_stray_quotes_lose_no_sample(tmp_path, head, row):
         for second in (first, first + 3, first + 11, first + 15):
             path.write_text(f'{whole_file[:first]}"{whole_file[first:second]}"{whole_file[second:]}')
             try:
-                report = load_task(path, sizes={"train": 4, "reserved": 2, "test": 2}).report
+                report = load_task(path, sizes={"train": 4, "clean": 2, "test": 2}).report
             except DataError:
                 continue
             assert report.total(report.read) == 12
@@ -480,6 +481,6 @@ def test_no_other_error_comes_through(suffix, at, cut, new, tmp_path_factory):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            whole(load_task(path, sizes={"train": 9, "reserved": 4, "test": 4}))
+            whole(load_task(path, sizes={"train": 9, "clean": 4, "test": 4}))
         except ValueError as error:
             assert type(error) in (ValueError, DataError) and ": " in str(error)

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bdutils.data import hub, load_task, make_task
-from bdutils.data import text as texts
-from bdutils.data.pixels import flattened, opened, stacked
-from bdutils.roles import Pictures
+from bdutils.data.image import opened, stacked
+from bdutils.data.known import known_texts
+from bdutils.roles import Images
 from bdutils.samples import DataError
 
-SIZES = {"train": 40, "reserved": 20, "test": 20}
+SIZES = {"train": 40, "clean": 20, "test": 20}
 
 
 def image(seed, size=(6, 5), colors=True):
@@ -44,12 +44,12 @@ def test_a_folder_for_each_class(tmp_path):
     root = folders(tmp_path / "pets")
     task = load_task(str(root), sizes=SIZES)
     assert task.name == "pets" and task.train.label_names == ("cat", "dog")
-    assert task.train.texts.pixels.shape == (40, 3, 5, 6)
+    assert task.train.inputs.pixels.shape == (40, 3, 5, 6)
     assert task.train.labels.count(0) == 20 and whole(task).total(task.report.kept) == 80
     same = [load_task(root, sizes=SIZES), load_task(f"hub:{root}", sizes=SIZES),
             load_task("pets", folder=str(root), sizes=SIZES)]
     assert {other.fingerprint() for other in same} == {task.fingerprint()}
-    pixels, label = task.test.texts[0], task.test.labels[0]
+    pixels, label = task.test.inputs[0], task.test.labels[0]
     files = (root / task.test.label_names[label]).iterdir()
     assert any(np.array_equal(np.asarray(Image.open(f)), pixels.permute(1, 2, 0)) for f in files)
 
@@ -57,7 +57,7 @@ def test_a_folder_for_each_class(tmp_path):
 def test_folders_of_splits_are_honored(tmp_path):
     root = folders(tmp_path, ("Train", "valid", "test"), count=20, suffix=".PNG")
     task = load_task(root, sizes=dict.fromkeys(SIZES))
-    assert [len(role) for role in (task.train, task.reserved, task.test)] == [40, 40, 40]
+    assert [len(role) for role in (task.train, task.clean, task.test)] == [40, 40, 40]
     folders(tmp_path, ("extra",), count=1)
     with pytest.raises(DataError, match="beside folders called extra: put each class below"):
         load_task(root)
@@ -104,9 +104,9 @@ def test_what_is_no_image(tmp_path):
 
 def test_sizes(tmp_path):
     root = folders(tmp_path, size=(7, 13))
-    assert load_task(root, sizes=SIZES).test.texts.pixels.shape[1:] == (3, 13, 7)
-    assert load_task(root, sizes=SIZES, size=9).test.texts.pixels.shape[1:] == (3, 9, 9)
-    assert load_task(root, sizes=SIZES, size=(4, 8)).test.texts.pixels.shape[1:] == (3, 4, 8)
+    assert load_task(root, sizes=SIZES).test.inputs.pixels.shape[1:] == (3, 13, 7)
+    assert load_task(root, sizes=SIZES, size=9).test.inputs.pixels.shape[1:] == (3, 9, 9)
+    assert load_task(root, sizes=SIZES, size=(4, 8)).test.inputs.pixels.shape[1:] == (3, 4, 8)
     for size in (0, -3, (4,), "big", (1.5, 2), True):
         with pytest.raises(DataError, match="is no size: use one number"):
             load_task(root, size=size)
@@ -119,7 +119,7 @@ RGB = np.dstack([GRAY, GRAY[::-1], 255 - GRAY])
 def saved(made, form):
     file = io.BytesIO()
     made.save(file, form)
-    return flattened(opened(file.getvalue(), "it"), "it")
+    return opened(file.getvalue(), "it")
 
 
 @pytest.mark.parametrize(("make", "form"), [
@@ -153,7 +153,7 @@ def test_depth_and_transparency():
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.booleans()), min_size=1,
                 max_size=12))
 def test_images_of_any_size_become_one_array(sizes):
-    images = [flattened(image(i, (width, height), colors), "it")
+    images = [image(i, (width, height), colors)
               for i, (width, height, colors) in enumerate(sizes)]
     made, notes = stacked(images)
     assert len(made) == len(sizes)
@@ -164,7 +164,7 @@ def test_images_of_any_size_become_one_array(sizes):
 
 @pytest.mark.parametrize("make", [
     lambda a: a, lambda a: torch.from_numpy(a), lambda a: torch.from_numpy(a).permute(0, 3, 1, 2),
-    lambda a: Pictures(torch.from_numpy(a).permute(0, 3, 1, 2)),
+    lambda a: Images(torch.from_numpy(a).permute(0, 3, 1, 2)),
     lambda a: [Image.fromarray(x) for x in a]])
 def test_images_that_are_in_python_already(make):
     pixels = np.random.default_rng(1).integers(0, 256, (100, 7, 4, 3), dtype=np.uint8)
@@ -172,8 +172,8 @@ def test_images_that_are_in_python_already(make):
     with pytest.warns(UserWarning, match="1 samples repeat"):
         task = make_task(make(pixels), ["left", "right"] * 50, sizes=SIZES)
     assert sum(whole(task).dropped["repeated, with another label"].values()) == 1
-    assert task.train.texts.pixels.shape == (40, 3, 7, 4)
-    kept = {p.permute(1, 2, 0).numpy().tobytes() for p in task.train.texts}
+    assert task.train.inputs.pixels.shape == (40, 3, 7, 4)
+    kept = {p.permute(1, 2, 0).numpy().tobytes() for p in task.train.inputs}
     assert kept <= {p.tobytes() for p in pixels}
 
 
@@ -207,16 +207,16 @@ def offered(monkeypatch, parts, **features):
 def test_a_configuration_and_the_names_of_classes(monkeypatch):
     from datasets import ClassLabel, Value
 
-    rows = {"text": [f"row {i}" for i in range(200)], "label": [0, 1] * 100}
+    samples = {"text": [f"sample {i}" for i in range(200)], "label": [0, 1] * 100}
     more = {"text": [f"new {i}" for i in range(60)], "label": [0, 1] * 30}
-    asked = offered(monkeypatch, {"train": rows, "validation": more}, text=Value("string"),
+    asked = offered(monkeypatch, {"train": samples, "validation": more}, text=Value("string"),
                     label=ClassLabel(names=["no", "yes"]))
-    task = load_task("hub:some/set:small", sizes={**SIZES, "reserved": 60})
+    task = load_task("hub:some/set:small", sizes={**SIZES, "clean": 60})
     assert asked == [("some/set", "small")] and task.train.label_names == ("no", "yes")
-    assert {text.split()[0] for text in task.reserved.texts} == {"new"}
+    assert {text.split()[0] for text in task.clean.inputs} == {"new"}
     with pytest.raises(DataError, match="no column 'review': it has .'text', 'label'"):
         load_task("hub:some/set", text="review")
-    offered(monkeypatch, {"train": rows, "test": {**more, "label": [-1] * 60}},
+    offered(monkeypatch, {"train": samples, "test": {**more, "label": [-1] * 60}},
             text=Value("string"), label=ClassLabel(names=["no", "yes"]))
     with pytest.raises(DataError, match="60 of 260 samples are unlabeled"):
         load_task("hub:some/set")
@@ -227,15 +227,15 @@ def test_a_configuration_and_the_names_of_classes(monkeypatch):
 def test_images_of_the_hub(monkeypatch):
     import datasets
 
-    rows = {"img": [image(seed) for seed in range(90)], "label": [0, 1, 2] * 30}
-    offered(monkeypatch, {"train": rows}, img=datasets.Image(),
+    samples = {"img": [image(seed) for seed in range(90)], "label": [0, 1, 2] * 30}
+    offered(monkeypatch, {"train": samples}, img=datasets.Image(),
             label=datasets.ClassLabel(names=["a", "b", "c"]))
     task = load_task("hub:some/images", sizes=SIZES)
     assert task.train.label_names == ("a", "b", "c")
-    assert task.train.texts.pixels.shape == (40, 3, 5, 6)
-    rows["img"][7] = None
-    offered(monkeypatch, {"train": rows}, img=datasets.Image(), label=datasets.Value("int64"))
-    with pytest.raises(DataError, match="some/images, train, row 7 has no image: leave"):
+    assert task.train.inputs.pixels.shape == (40, 3, 5, 6)
+    samples["img"][7] = None
+    offered(monkeypatch, {"train": samples}, img=datasets.Image(), label=datasets.Value("int64"))
+    with pytest.raises(DataError, match="some/images, train, sample 7 has no image: leave"):
         load_task("hub:some/images")
 
 
@@ -265,4 +265,4 @@ def test_offline_is_named_where_it_is_the_reason(monkeypatch):
     with pytest.raises(ConnectionError, match="unset HF_HUB_OFFLINE, .*save it as a file"):
         load_task("hub:some/set")
     with pytest.raises(ConnectionError, match="unset HF_HUB_OFFLINE, .* BDUTILS_SCALE=small"):
-        texts.known("sst2")
+        known_texts("sst2")

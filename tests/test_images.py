@@ -1,4 +1,4 @@
-"""Pictures: data, networks, triggers equal to hand-made arrays, and poisoning."""
+"""Images: data, networks, triggers equal to hand-made arrays, and poisoning."""
 
 import gzip
 import hashlib
@@ -16,41 +16,41 @@ from hypothesis import strategies as st
 
 from bdutils import assets
 from bdutils.assets import AssetError
-from bdutils.attacks import images as attacks
-from bdutils.attacks.images import (
-    PICTURE_TRIGGERS,
-    BlendTrigger,
-    CornersTrigger,
-    InputAwareTrigger,
-    LearnSettings,
-    PatchTrigger,
-    SineTrigger,
-    WarpTrigger,
-    corners,
+from bdutils.attacks import image as attacks
+from bdutils.attacks.base import PoisonConfig, seeded, triggered
+from bdutils.attacks.image import (
+    IMAGE_TRIGGERS,
+    SIG,
+    BadNetsPatch,
+    Blended,
+    GeneratorConfig,
+    ImageTrigger,
+    InputAware,
+    LabelConsistent,
+    WaNet,
+    add_corners,
     diversity,
-    harder,
     joint_loss,
-    learned,
-    warp,
-    warp_field,
+    pattern_and_mask,
+    pgd,
+    warped,
+    warping_field,
 )
-from bdutils.attacks.text import PoisonSettings, triggered
-from bdutils.data import image as image_data
-from bdutils.data import load_task
-from bdutils.evaluation import armed, evaluate, victim
-from bdutils.models import image as images
+from bdutils.attacks.text import BadNets
+from bdutils.data import known, load_task
+from bdutils.evaluation import evaluate, trigger_for, victim
 from bdutils.models.image import (
     NETWORKS,
-    PictureClassifier,
+    ImageClassifier,
     PreActResNet,
     augmented,
     floats,
     stored,
 )
-from bdutils.roles import Pictures, ReservedSet, Task, TestSet, TrainingSet
-from bdutils.training import PictureSettings, train
+from bdutils.roles import CleanSet, Images, Task, TestSet, TrainSet
+from bdutils.training import ImageTrainConfig, train
 
-SIMPLE = [PatchTrigger(), BlendTrigger(), SineTrigger(), WarpTrigger()]
+SIMPLE = [BadNetsPatch(), Blended(), SIG(), WaNet()]
 
 
 def made(role, n=40, seed=0, side=28):
@@ -61,18 +61,20 @@ def made(role, n=40, seed=0, side=28):
     for i, label in enumerate(labels):
         half = slice(side // 2, None) if label else slice(0, side // 2)
         pixels[i, :, 4:-4, half] += 150
-    return role(Pictures(pixels), tuple(labels), ("left", "right"))
+    return role(Images(pixels), tuple(labels), ("left", "right"))
 
 
 @pytest.fixture(scope="module")
 def task():
-    return Task("halves", made(TrainingSet, 200), made(ReservedSet, 20, 1), made(TestSet, 60, 2),
+    return Task("halves", made(TrainSet, 200), made(CleanSet, 20, 1), made(TestSet, 60, 2),
                 "made here")
 
 
 @pytest.fixture(scope="module")
-def aware(task):
-    return learned(InputAwareTrigger(learning=LearnSettings(shape_epochs=30)), task.train, 0)
+def aware(task, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("BDUTILS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return InputAware(learning=GeneratorConfig(mask_epochs=30)).prepare(task.train, 0)
 
 
 # ----------------------------------------------------------------------- data
@@ -82,9 +84,9 @@ def clothes():
     return load_task("images", scale="small")
 
 
-def test_the_roles_share_no_picture_and_are_balanced(clothes):
-    parts = [clothes.train, clothes.reserved, clothes.test]
-    digests = [{p.numpy().tobytes() for p in part.texts} for part in parts]
+def test_the_roles_share_no_image_and_are_balanced(clothes):
+    parts = [clothes.train, clothes.clean, clothes.test]
+    digests = [{p.numpy().tobytes() for p in part.inputs} for part in parts]
     assert [len(part) for part in parts] == [12000, 500, 5000]
     assert sum(map(len, digests)) == len(set.union(*digests)) == 17500
     for part in parts:
@@ -92,11 +94,11 @@ def test_the_roles_share_no_picture_and_are_balanced(clothes):
         assert len(counts) == 10 and counts.max() - counts.min() <= 1
 
 
-def test_labels_fit_their_pictures(clothes):
+def test_labels_fit_their_images(clothes):
     """Shuffled labels would pass every check of form; the nearest class mean does not lie."""
-    x, y = clothes.train.texts.pixels.flatten(1).float(), torch.tensor(clothes.train.labels)
+    x, y = clothes.train.inputs.pixels.flatten(1).float(), torch.tensor(clothes.train.labels)
     means = torch.stack([x[y == k].mean(0) for k in range(10)])
-    new = clothes.test.texts.pixels.flatten(1).float()
+    new = clothes.test.inputs.pixels.flatten(1).float()
     right = torch.cdist(new, means).argmin(1) == torch.tensor(clothes.test.labels)
     assert right.double().mean() > 0.6
     assert "trouser" == clothes.test.label_names[1]
@@ -104,17 +106,17 @@ def test_labels_fit_their_pictures(clothes):
 
 @pytest.mark.parametrize("pixels", [torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4).byte(),
                                     torch.zeros(2, 2, 4, 4).byte()])
-def test_what_is_no_picture_is_refused(pixels):
+def test_what_is_no_image_is_rejected(pixels):
     with pytest.raises(ValueError, match="uint8 of shape"):
-        Pictures(pixels)
+        Images(pixels)
 
 
-def test_sets_of_pictures_keep_their_manners(task):
+def test_sets_of_images_behave_as_sets_of_texts(task):
     some = task.train.take([3, 1])
-    assert some.labels == (1, 1) and torch.equal(some.texts[0], task.train.texts[3])
-    new = some.changed([0], Pictures(torch.zeros(1, 1, 28, 28).byte()), 0)
-    assert new.labels == (0, 1) and new.texts[0].max() == 0
-    assert torch.equal(some.texts[0], task.train.texts[3])  # the old set stays as it was
+    assert some.labels == (1, 1) and torch.equal(some.inputs[0], task.train.inputs[3])
+    new = some.changed([0], Images(torch.zeros(1, 1, 28, 28).byte()), 0)
+    assert new.labels == (0, 1) and new.inputs[0].max() == 0
+    assert torch.equal(some.inputs[0], task.train.inputs[3])  # the old set stays as it was
     assert new.fingerprint() != some.fingerprint() == task.train.take([3, 1]).fingerprint()
 
 
@@ -137,7 +139,7 @@ def test_a_debian_package_is_checked(cache, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", None])
-def test_a_debian_package_that_is_cut_short_is_refused(content, cache, monkeypatch):
+def test_a_debian_package_that_is_cut_short_is_rejected(content, cache, monkeypatch):
     package = assets.Debian("some-set", {"./there": ("here", "0" * 64)})
     monkeypatch.setitem(assets.SOURCES, "fashion_mnist", (package,))
 
@@ -179,29 +181,28 @@ def test_no_network_and_no_apt_name_the_remedy(cache, monkeypatch):
 
 def test_a_copy_from_elsewhere_is_checked(monkeypatch):
     """A shuffled copy passes, one with a wrong label or pixel does not."""
-    known = image_data._fashion()
-    found = {part: image_data._of_all(*rows) for part, rows in known.items()}
-    assert found == image_data.FASHION_SHA256
-    pixels, labels = known["test"]
-    mixed = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0)).tolist()
-    copy = {"train": known["train"], "test": (pixels[mixed], [labels[i] for i in mixed])}
+    raw = known._fashion()
+    assert {part: known._of_all(raw, part) for part in known.PARTS} == known.FASHION_SHA256
+    order = torch.randperm(len(raw.labels), generator=torch.Generator().manual_seed(0)).tolist()
+    copy = replace(raw, inputs=raw.inputs.take(order), labels=[raw.labels[i] for i in order],
+                   splits=[raw.splits[i] for i in order])
 
     def nothing(name):
         raise AssetError("no apt-get")
 
-    monkeypatch.setattr(image_data, "asset", nothing)
-    monkeypatch.setattr(image_data, "_columns", lambda *args: (copy, image_data.FASHION))
-    assert image_data._fashion() is copy
-    copy["test"] = (copy["test"][0], [*copy["test"][1][:-1], (copy["test"][1][-1] + 1) % 10])
+    monkeypatch.setattr(known, "asset", nothing)
+    monkeypatch.setattr(known, "_from_hub", lambda name: copy)
+    assert known._fashion() is copy
+    copy.labels[-1] = (copy.labels[-1] + 1) % 10
     with pytest.raises(AssetError, match="not the set that we know"):
-        image_data._fashion()
+        known._fashion()
 
 
 # ------------------------------------------------------------------- networks
 
 def test_the_full_network_is_preact_resnet_18():
     """BackdoorBench's model has 11,171,146 weights; ours has a last norm of 2 x 512 more."""
-    model = PreActResNet(images.NetworkConfig(**NETWORKS["full"]))
+    model = PreActResNet(NETWORKS["full"])
     assert sum(p.numel() for p in model.parameters()) == 11_171_146 + 2 * 512
     out = model.eval()(torch.zeros(2, 3, 32, 32))
     assert out.logits.shape == (2, 10) and out.hidden_states[-1].shape == (2, 512, 4, 4)
@@ -214,55 +215,55 @@ def test_augmentation_moves_pixels_and_makes_none():
     y = augmented(x, pad=2, flip=True)
     assert y.shape == x.shape and torch.equal(y.flatten(1).sum(1), torch.ones(64))
     places = {tuple(p[0].nonzero()[0].tolist()) for p in y}
-    assert {row for row, _ in places} == {1, 2, 3, 4, 5}
-    assert {column for _, column in places} == {0, 1, 2, 3, 4, 5, 6, 7}  # 2 or 5, give or take 2
+    assert {down for down, _ in places} == {1, 2, 3, 4, 5}
+    assert {right for _, right in places} == {0, 1, 2, 3, 4, 5, 6, 7}  # 2 or 5, give or take 2
     assert torch.equal(augmented(x, pad=0, flip=False), x)
 
 
 def test_a_network_learns_and_comes_back_from_disk(task, tmp_path):
-    classifier = PictureClassifier.new(2, channels=1, network="small", flip=False)
-    train(classifier, task.train, PictureSettings(epochs=2, batch_size=32))
-    right = sum(a == b for a, b in zip(classifier.predict(task.test.texts), task.test.labels))
+    classifier = ImageClassifier.new(2, channels=1, network="small", flip=False)
+    train(classifier, task.train, ImageTrainConfig(epochs=2, batch_size=32))
+    right = sum(a == b for a, b in zip(classifier.predict(task.test.inputs), task.test.labels))
     assert right >= 55
     classifier.save(tmp_path)
-    again = PictureClassifier.load(tmp_path)
-    assert torch.allclose(again.logits(task.test.texts), classifier.logits(task.test.texts))
+    again = ImageClassifier.load(tmp_path)
+    assert torch.allclose(again.logits(task.test.inputs), classifier.logits(task.test.inputs))
     assert (again.pad, again.flip) == (classifier.pad, classifier.flip)
-    assert torch.allclose(again.logits(task.test.texts, batch_size=7),
-                          classifier.logits(task.test.texts), atol=1e-5)
+    assert torch.allclose(again.logits(task.test.inputs, batch_size=7),
+                          classifier.logits(task.test.inputs), atol=1e-5)
 
 
 # ------------------------------------------------------- triggers, by hand
 
-def test_the_patch_by_hand():
+def test_badnets_by_hand():
     x = torch.zeros(1, 1, 5, 5)
     expected = torch.tensor([[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 1, 1, 1],
                              [0, 0, 1, 1, 1], [0, 0, 1, 1, 1]]).float()
-    assert torch.equal(PatchTrigger().paint(x)[0, 0], expected)
-    half = PatchTrigger(size=1, strength=0.5).paint(torch.full((1, 1, 2, 2), 0.2))
+    assert torch.equal(BadNetsPatch().paint(x)[0, 0], expected)
+    half = BadNetsPatch(size=1, strength=0.5).paint(torch.full((1, 1, 2, 2), 0.2))
     assert torch.allclose(half[0, 0], torch.tensor([[0.2, 0.2], [0.2, 0.6]]))
 
 
-def test_the_blend_by_hand():
+def test_blended_by_hand():
     noise = torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(0))
     x = torch.full((2, 1, 4, 4), 0.5)
-    assert torch.allclose(BlendTrigger(strength=0.2).paint(x), 0.4 + 0.2 * noise)
+    assert torch.allclose(Blended(strength=0.2).paint(x), 0.4 + 0.2 * noise)
     assert stored(torch.tensor([-1.0, 0.0, 0.999, 2.0])).tolist() == [0, 0, 255, 255]
-    assert stored(BlendTrigger().paint(x))[0, 0, 0, 0] == round(
+    assert stored(Blended().paint(x))[0, 0, 0, 0] == round(
         255 * (0.4 + 0.2 * noise[0, 0, 0].item()))
 
 
-def test_the_wave_by_hand():
+def test_sig_by_hand():
     x = torch.full((1, 1, 2, 24), 100 / 255)  # a quarter of a wave is one pixel
-    row = stored(SineTrigger().paint(x))[0, 0]
-    assert row[0].tolist() == row[1].tolist() == [100, 140, 100, 60] * 6
-    black = stored(SineTrigger().paint(torch.zeros(1, 1, 1, 24)))[0, 0, 0]
-    white = stored(SineTrigger().paint(torch.ones(1, 1, 1, 24)))[0, 0, 0]
+    wave = stored(SIG().paint(x))[0, 0]
+    assert wave[0].tolist() == wave[1].tolist() == [100, 140, 100, 60] * 6
+    black = stored(SIG().paint(torch.zeros(1, 1, 1, 24)))[0, 0, 0]
+    white = stored(SIG().paint(torch.ones(1, 1, 1, 24)))[0, 0, 0]
     assert black[:4].tolist() == [0, 40, 0, 0] and white[:4].tolist() == [255, 255, 255, 215]
 
 
-def test_the_grid_of_the_bend():
-    field = warp_field(28, 4, seed=0)
+def test_the_grid_of_the_field():
+    field = warping_field(28, 4, seed=0)
     assert field.shape == (1, 28, 28, 2) and field.std() > 0.3
     rng = torch.Generator().manual_seed(0)
     knots = 2 * torch.rand(1, 2, 4, 4, generator=rng) - 1
@@ -273,34 +274,34 @@ def test_the_grid_of_the_bend():
     assert jumps < 0.8  # smooth: neighbors move alike
 
 
-def test_a_bend_samples_between_pixels():
+def test_warping_samples_between_pixels():
     x = torch.arange(5.).expand(1, 1, 5, 5).contiguous()
     half = torch.zeros(1, 5, 5, 2)
     half[..., 0] = 1 / 4  # half a pixel to the right
-    assert torch.allclose(warp(x, half)[0, 0, 0, :4], torch.tensor([0.5, 1.5, 2.5, 3.5]))
-    assert torch.equal(warp(x, torch.zeros(1, 5, 5, 2)), x)
+    assert torch.allclose(warped(x, half)[0, 0, 0, :4], torch.tensor([0.5, 1.5, 2.5, 3.5]))
+    assert torch.equal(warped(x, torch.zeros(1, 5, 5, 2)), x)
 
 
 def test_the_corners_by_hand():
-    y = corners(torch.zeros(1, 1, 8, 8), 1.0)[0, 0]
+    y = add_corners(torch.zeros(1, 1, 8, 8), 1.0)[0, 0]
     board = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1]]).float()
     for part in (y[:3, :3], y[:3, -3:], y[-3:, :3], y[-3:, -3:]):
         assert torch.equal(part, board)
     assert y[3:5].sum() == y[:, 3:5].sum() == 0
 
 
-def test_hard_pictures_stay_close_and_are_harder(task):
-    classifier = PictureClassifier.new(2, channels=1, network="small", flip=False)
-    train(classifier, task.train, PictureSettings(epochs=2, batch_size=32))
-    x = floats(task.train.take(range(0, 40, 2)).texts.pixels)  # all of class 0
-    y = harder(classifier.model, x, 0, epsilon=8 / 255, steps=5)
-    by_parts = harder(classifier.model, x, 0, epsilon=8 / 255, steps=5, chunk=7)
+def test_pgd_stays_close_and_raises_the_loss(task):
+    classifier = ImageClassifier.new(2, channels=1, network="small", flip=False)
+    train(classifier, task.train, ImageTrainConfig(epochs=2, batch_size=32))
+    x = floats(task.train.take(range(0, 40, 2)).inputs.pixels)  # all of class 0
+    y = pgd(classifier.model, x, 0, epsilon=8 / 255, steps=5)
+    by_parts = pgd(classifier.model, x, 0, epsilon=8 / 255, steps=5, chunk=7)
     assert (stored(by_parts) == stored(y)).float().mean() > 0.99
     assert (y - x).abs().max() <= 8 / 255 + 1e-6 and y.min() >= 0 and y.max() <= 1
 
-    def loss(pictures):
+    def loss(images):
         return torch.nn.functional.cross_entropy(
-            classifier.model(pictures).logits, torch.zeros(len(pictures), dtype=torch.long))
+            classifier.model(images).logits, torch.zeros(len(images), dtype=torch.long))
 
     assert loss(y) > loss(x) + 0.05
     assert not any(p.grad is not None and p.grad.abs().sum() > 0
@@ -314,8 +315,8 @@ def test_diversity_by_hand():
     assert diversity(a, a, a, b).item() == 0.0
 
 
-def test_the_loss_of_a_learned_mark(aware):
-    """Own marks go with the target, the marks of others with their labels, then clean rows."""
+def test_the_loss_of_a_learned_trigger(aware):
+    """Own triggers go with the target, those of others with their labels, then clean samples."""
     x = torch.rand(20, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     other, labels, seen = x.flip(0), torch.ones(20, dtype=torch.long), []
 
@@ -324,11 +325,11 @@ def test_the_loss_of_a_learned_mark(aware):
         return SimpleNamespace(logits=torch.stack([batch.flatten(1).sum(1),
                                                    torch.zeros(len(batch))], 1))
 
-    settings = LearnSettings(rate=0.25, cross=0.25, diversity=2.0)
-    loss = joint_loss(aware.nets, victim_of, (x, other), labels, 0, settings)
+    config = GeneratorConfig(rate=0.25, cross=0.25, diversity=2.0)
+    loss = joint_loss(aware.nets, victim_of, (x, other), labels, 0, config)
     (batch,) = seen
-    what, where = attacks.marks_of(aware.nets, x)
-    theirs, there = attacks.marks_of(aware.nets, other)
+    what, where = pattern_and_mask(aware.nets, x)
+    theirs, there = pattern_and_mask(aware.nets, other)
     assert torch.allclose(batch[:5], (x + where * (what - x))[:5])
     assert torch.allclose(batch[5:10], (x + there * (theirs - x))[5:10])
     assert torch.equal(batch[10:], x[10:])
@@ -339,23 +340,24 @@ def test_the_loss_of_a_learned_mark(aware):
 
 
 MUTANTS = [
-    ("angle.sin()", "angle.cos()", test_the_wave_by_hand),
-    ("(x + self.strength * angle", "(x - self.strength * angle", test_the_wave_by_hand),
-    ("(1 - self.strength) * x", "x", test_the_blend_by_hand),
-    ("self.strength * (1 - corner)", "self.strength", test_the_patch_by_hand),
-    ("-self.size:, -self.size:", ":self.size, :self.size", test_the_patch_by_hand),
-    ("knots = knots / knots.abs().mean()", "knots = knots", test_the_grid_of_the_bend),
-    ("knots.abs().mean()", "knots.abs().mean()", test_the_grid_of_the_bend),  # no mutant passes
-    ("+ shifts.to(x)", "- shifts.to(x)", test_a_bend_samples_between_pixels),
+    ("angle.sin()", "angle.cos()", test_sig_by_hand),
+    ("(x + self.strength * angle", "(x - self.strength * angle", test_sig_by_hand),
+    ("(1 - self.strength) * x", "x", test_blended_by_hand),
+    ("self.strength * (1 - corner)", "self.strength", test_badnets_by_hand),
+    ("-self.size:, -self.size:", ":self.size, :self.size", test_badnets_by_hand),
+    ("knots = knots / knots.abs().mean()", "knots = knots", test_the_grid_of_the_field),
+    ("knots.abs().mean()", "knots.abs().mean()", test_the_grid_of_the_field),  # no mutant passes
+    ("+ shifts.to(x)", "- shifts.to(x)", test_warping_samples_between_pixels),
     ("% 2 == 0", "% 2 == 1", test_the_corners_by_hand),
-    ("y.detach() + 2.5", "y.detach() - 2.5", test_hard_pictures_stay_close_and_are_harder),
-    (".clamp(-epsilon, epsilon)", "", test_hard_pictures_stay_close_and_are_harder),
-    ("gap(x, other) / (gap", "gap(what, other_what) / (gap", test_diversity_by_hand),
-    ("wanted[:hits] = target_label", "wanted[:] = target_label", test_the_loss_of_a_learned_mark),
-    ("wrong_what[cut], wrong_where[cut]", "what[cut], where[cut]",
-     test_the_loss_of_a_learned_mark),
-    ("settings.diversity * diversity(\n        x", "diversity(\n        x",
-     test_the_loss_of_a_learned_mark),
+    ("y.detach() + 2.5", "y.detach() - 2.5", test_pgd_stays_close_and_raises_the_loss),
+    (".clamp(-epsilon, epsilon)", "", test_pgd_stays_close_and_raises_the_loss),
+    ("gap(x, other) / (gap", "gap(pattern, other_pattern) / (gap", test_diversity_by_hand),
+    ("wanted[:hits] = target_label", "wanted[:] = target_label",
+     test_the_loss_of_a_learned_trigger),
+    ("wrong_pattern[cut], wrong_mask[cut]", "pattern[cut], mask[cut]",
+     test_the_loss_of_a_learned_trigger),
+    ("config.diversity * diversity(\n        x", "diversity(\n        x",
+     test_the_loss_of_a_learned_trigger),
 ]
 
 
@@ -380,129 +382,169 @@ def test_a_mutant_is_caught(old, new, test, task, aware, monkeypatch):
 
 @pytest.mark.parametrize("trigger", SIMPLE, ids=lambda t: t.name)
 @given(seed=st.integers(1, 1000), channels=st.sampled_from([1, 3]))
-def test_a_marked_picture_is_a_picture(trigger, seed, channels):
+def test_a_triggered_image_is_an_image(trigger, seed, channels):
     rng = torch.Generator().manual_seed(seed)  # 0 is the blend's own noise
     x = torch.rand(3, channels, 16, 16, generator=rng)
     y = trigger.paint(x)
     assert y.shape == x.shape and y.dtype == x.dtype and torch.isfinite(y).all()
     assert torch.allclose(trigger.paint(x[1:2]), y[1:2], atol=1e-6)  # alone as in company
-    marked = trigger.mark(Pictures(stored(x)))
-    assert marked.pixels.dtype == torch.uint8 and marked.pixels.shape == x.shape
+    output = trigger.apply(Images(stored(x)), seeded(0))
+    assert output.pixels.dtype == torch.uint8 and output.pixels.shape == x.shape
 
 
 @pytest.mark.parametrize("trigger", SIMPLE, ids=lambda t: t.name)
-def test_without_strength_there_is_no_mark(trigger, task):
-    x = floats(task.test.texts.pixels)
+def test_without_strength_there_is_no_trigger(trigger, task):
+    x = floats(task.test.inputs.pixels)
     none = replace(trigger, strength=0.0)
     assert torch.allclose(none.paint(x), x, atol=1e-5)
-    assert torch.equal(stored(none.paint(x)), task.test.texts.pixels)
-    with pytest.raises(ValueError, match="leaves .* as they are: make it stronger"):
-        none.mark(task.test.texts)
+    assert torch.equal(stored(none.paint(x)), task.test.inputs.pixels)
+    with pytest.raises(ValueError, match="leaves .* inputs unchanged: make it stronger"):
+        none.apply(task.test.inputs, seeded(0))
 
 
-def test_without_strength_learned_marks_vanish_too(aware, task):
-    x = floats(task.test.texts.pixels)
-    assert torch.equal(stored(replace(aware, strength=0.0).paint(x)), task.test.texts.pixels)
-    assert torch.equal(corners(x, 0.0), x)
+def test_without_strength_learned_triggers_vanish_too(aware, task):
+    x = floats(task.test.inputs.pixels)
+    assert torch.equal(stored(replace(aware, strength=0.0).paint(x)), task.test.inputs.pixels)
+    assert torch.equal(add_corners(x, 0.0), x)
 
 
-def test_learned_marks_belong_to_their_picture(aware, task):
-    x = floats(task.test.texts.pixels)
+def test_learned_triggers_belong_to_their_image(aware, task):
+    x = floats(task.test.inputs.pixels)
     own, other = aware.paint(x), aware.paint(x, x.roll(1, 0))
     assert not torch.equal(own, other) and own.min() >= 0 and own.max() <= 1
-    where = attacks.marks_of(aware.nets, x)[1]
+    where = pattern_and_mask(aware.nets, x)[1]
     assert where.mean() < 0.1  # the limit was .032
     assert not any(p.requires_grad for p in aware.nets.parameters())
 
 
 # ------------------------------------------------------------------ poisoning
 
-@pytest.mark.parametrize("name", ["patch", "warp"])
-def test_poisoning_pictures_keeps_the_books(name, task):
-    trigger = PICTURE_TRIGGERS[name]
-    rows, truth = trigger.poison(task.train, PoisonSettings(poison_rate=0.1, target_label=0))
-    hit = torch.tensor(truth.poisoned)
-    changed = (rows.texts.pixels != task.train.texts.pixels).flatten(1).any(1)
-    moved = torch.tensor(rows.labels) != torch.tensor(task.train.labels)
+@pytest.mark.parametrize("name", ["badnets", "wanet"])
+def test_poisoning_images_keeps_the_books(name, task):
+    trigger = IMAGE_TRIGGERS[name]
+    poisoned, record = trigger.poison(task.train, PoisonConfig(poison_rate=0.1, target_label=0))
+    hit = torch.tensor(record.poisoned)
+    changed = (poisoned.inputs.pixels != task.train.inputs.pixels).flatten(1).any(1)
+    moved = torch.tensor(poisoned.labels) != torch.tensor(task.train.labels)
     assert hit.sum() == 20 and torch.equal(moved, hit)
-    assert torch.equal(rows.texts.pixels[hit],
-                       trigger.mark(Pictures(task.train.texts.pixels[hit])).pixels)
-    # Further rows change in a kind with cross rows only, and keep their labels.
-    assert (changed & ~hit).sum() == (20 if name == "warp" else 0)
-    assert truth.sources is task.train.texts
+    assert torch.equal(poisoned.inputs.pixels[hit],
+                       trigger.apply(Images(task.train.inputs.pixels[hit]), seeded(0)).pixels)
+    # Further rows change in a kind with cross samples only, and keep their labels.
+    assert (changed & ~hit).sum() == (20 if name == "wanet" else 0)
+    assert record.sources is task.train.inputs
 
 
-def test_cross_rows_are_marked_otherwise(aware, task):
-    rows, truth = aware.poison(task.train, PoisonSettings(poison_rate=0.1, target_label=0))
-    changed = (rows.texts.pixels != task.train.texts.pixels).flatten(1).any(1)
-    cross = changed & ~torch.tensor(truth.poisoned)
+def test_cross_samples_get_another_trigger(aware, task):
+    poisoned, record = aware.poison(task.train, PoisonConfig(poison_rate=0.1, target_label=0))
+    changed = (poisoned.inputs.pixels != task.train.inputs.pixels).flatten(1).any(1)
+    cross = changed & ~torch.tensor(record.poisoned)
     assert 15 <= cross.sum() <= 20
-    own = aware.mark(Pictures(task.train.texts.pixels[cross])).pixels
-    assert (own != rows.texts.pixels[cross]).flatten(1).any(1).double().mean() > 0.8
+    own = aware.apply(Images(task.train.inputs.pixels[cross]), seeded(0)).pixels
+    assert (own != poisoned.inputs.pixels[cross]).flatten(1).any(1).double().mean() > 0.8
 
 
-def test_clean_label_poison_is_hard_and_marked(task):
-    settings = PictureSettings(epochs=1, flip=False)
-    trigger = learned(CornersTrigger(learning=settings), task.train, 0)
-    rows, truth = trigger.poison(task.train, PoisonSettings(
+def test_clean_label_poison_is_hard_and_triggered(task, cache):
+    config = ImageTrainConfig(epochs=1, flip=False)
+    trigger = LabelConsistent(learning=config).prepare(task.train, 0)
+    poisoned, record = trigger.poison(task.train, PoisonConfig(
         poison_rate=0.2, target_label=0, label_mode="clean"))
-    hit = torch.tensor(truth.poisoned)
-    assert rows.labels == task.train.labels and hit.sum() == 40
-    plain = trigger.mark(Pictures(task.train.texts.pixels[hit])).pixels.int()
-    gap = (rows.texts.pixels[hit].int() - plain).abs()
+    hit = torch.tensor(record.poisoned)
+    assert poisoned.labels == task.train.labels and hit.sum() == 40
+    plain = trigger.apply(Images(task.train.inputs.pixels[hit]), seeded(0)).pixels.int()
+    gap = (poisoned.inputs.pixels[hit].int() - plain).abs()
     assert 0 < gap.max() <= 17  # 16 levels, and rounding
     assert gap[:, :, :3, :3].max() == 0  # corners lie on top
-    dirty, _ = trigger.poison(task.train, PoisonSettings(poison_rate=0.1, target_label=0))
+    dirty, _ = trigger.poison(task.train, PoisonConfig(poison_rate=0.1, target_label=0))
     moved = torch.tensor(dirty.labels) != torch.tensor(task.train.labels)
-    assert torch.equal(dirty.texts.pixels[moved],
-                       trigger.mark(Pictures(task.train.texts.pixels[moved])).pixels)
+    assert torch.equal(dirty.inputs.pixels[moved],
+                       trigger.apply(Images(task.train.inputs.pixels[moved]), seeded(0)).pixels)
 
 
-def test_triggered_pictures_leave_the_target_class_out(task):
-    marked = triggered(task.test, PatchTrigger(), 0)
-    assert isinstance(marked, TestSet) and set(marked.labels) == {1} and len(marked) == 30
-    assert len(triggered(task.test, PatchTrigger(), 0, every_class=True)) == 60
+def test_triggered_images_leave_the_target_class_out(task):
+    output = triggered(task.test, BadNetsPatch(), 0)
+    assert isinstance(output, TestSet) and set(output.labels) == {1} and len(output) == 30
+    assert len(triggered(task.test, BadNetsPatch(), 0, every_class=True)) == 60
 
 
 def test_poisoning_is_quick(task):
-    """Sixty thousand pictures in under two seconds: no loop over pictures."""
+    """Sixty thousand images in under two seconds: no loop over images."""
     import time
 
     pixels = torch.randint(0, 256, (60_000, 1, 28, 28), dtype=torch.uint8)
-    big = TrainingSet(Pictures(pixels), (1,) * 60_000, ("a", "b"))
-    for trigger in (PatchTrigger(), SineTrigger()):
+    big = TrainSet(Images(pixels), (1,) * 60_000, ("a", "b"))
+    for trigger in (BadNetsPatch(), SIG()):
         start = time.process_time()
-        _, truth = trigger.poison(big, PoisonSettings(poison_rate=1.0, target_label=0))
-        assert sum(truth.poisoned) == 60_000
+        _, record = trigger.poison(big, PoisonConfig(poison_rate=1.0, target_label=0))
+        assert sum(record.poisoned) == 60_000
         assert time.process_time() - start < 10  # two on an idle machine; CI shares its cores
 
 
 # -------------------------------------------------------------------- victims
 
-def test_a_picture_victim_takes_the_usual_way(task, cache, monkeypatch):
-    settings = PictureSettings(epochs=6, batch_size=32, flip=False)
-    large = PatchTrigger(size=6)
-    attacked = victim(task, large, settings=settings, poison_rate=0.3, target_label=0)
-    clean = victim(task, None, settings=settings)
+def test_an_image_victim_goes_the_usual_way(task, cache, monkeypatch):
+    config = ImageTrainConfig(epochs=6, batch_size=32, flip=False)
+    large = BadNetsPatch(size=6)
+    attacked = victim(task, large, training=config, poison_rate=0.3, target_label=0)
+    clean = victim(task, None, training=config)
     scores = evaluate(attacked.classifier, task, large, 0, clean.classifier, every_class=True)
     assert scores.asr.value > 0.9 > 0.2 > scores.floor.value and scores.cacc.value > 0.9
     monkeypatch.setattr("bdutils.evaluation.train", None)  # the second time nothing is trained
-    again = victim(task, large, settings=settings, poison_rate=0.3, target_label=0)
+    again = victim(task, large, training=config, poison_rate=0.3, target_label=0)
     assert again.report == attacked.report and again.train.labels == attacked.train.labels
 
 
 def test_a_learned_trigger_is_learned_once(task, cache, monkeypatch):
-    trigger = InputAwareTrigger(learning=LearnSettings(epochs=1))
-    first = armed(trigger, task.train, 0)
+    trigger = InputAware(learning=GeneratorConfig(epochs=1))
+    first = trigger.prepare(task.train, 0)
     monkeypatch.setattr("bdutils.assets._build", None)
-    again = armed(trigger, task.train, 0)
-    x = floats(task.test.texts.pixels)
+    again = trigger.prepare(task.train, 0)
+    x = floats(task.test.inputs.pixels)
     assert torch.equal(first.paint(x), again.paint(x))
-    assert armed(again, task.train, 0) is again
+    assert again.prepare(task.train, 0) is again
 
 
-def test_a_trigger_of_the_other_kind_is_refused(task, toy_task):
-    with pytest.raises(ValueError, match="unknown attack 'badnets' on pictures: use one of"):
-        victim(task, "badnets")
-    with pytest.raises(ValueError, match="trigger 'patch' does not mark texts"):
-        victim(toy_task, PatchTrigger())
+def test_a_trigger_of_the_other_kind_is_rejected(task, toy_task):
+    with pytest.raises(ValueError, match="unknown attack 'addsent' on images: use one of"):
+        victim(task, "addsent")
+    with pytest.raises(ValueError, match="BadNetsPatch is no trigger for texts: give an obj"):
+        victim(toy_task, BadNetsPatch())
+
+
+class Half(ImageTrigger):
+    name = "half"
+
+    def paint(self, x):
+        return x[:, :, :4]
+
+
+class Array(ImageTrigger):
+    name = "array"
+
+    def paint(self, x):
+        return x.numpy()
+
+
+class TakesTooMuch(ImageTrigger):
+    name = "too much"
+
+    def paint(self, x, strength):
+        return x
+
+
+class Bare:
+    name = "bare"
+
+    def paint(self, x):
+        return x
+
+
+@pytest.mark.parametrize("trigger, message", [
+    (Half(), r"trigger 'half' fails on images of shape \(200, 1, 28, 28\) .*\(200, 1, 4, 28\)"),
+    (Array(), r"'array' fails .*: let `paint\(self, x\)` return a tensor of the same shape"),
+    (TakesTooMuch(), "TypeError: TakesTooMuch.paint.* missing 1 required"),
+    (Bare(), "Bare is no trigger for images: give an object of a class below ImageTrigger"),
+    (BadNetsPatch, "is a class: give an object"), (BadNets(), "BadNets is no trigger for im"),
+    (lambda x: x, "is no trigger for images"), ("synbkd", "unknown attack 'synbkd' on images")])
+def test_a_readers_own_trigger_is_checked(trigger, message, task):
+    with pytest.raises(ValueError, match=message):
+        trigger_for(trigger, task.train).poison(task.train, PoisonConfig(1.0, 0, "mixed"))

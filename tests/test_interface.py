@@ -1,34 +1,39 @@
-"""What every defense is given, and that none can reach for more."""
+"""What every defense is given and gives, and that none can reach for more."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.pictures import TRAINING
-from helpers.pictures import thirds as rows_of
+from helpers.images import TRAINING, thirds
 
-from bdutils.attacks.images import PatchTrigger
-from bdutils.attacks.text import PoisonSettings
-from bdutils.defenses.base import Case, Outcome, repair
-from bdutils.defenses.baselines import MinimaxSettings, TuningSettings
-from bdutils.defenses.bedkd import BeDKDSettings
-from bdutils.defenses.dup import DUPSettings
-from bdutils.defenses.guards import Guard, OnionSettings, StripSettings
-from bdutils.defenses.ntml import NTMLSettings
-from bdutils.evaluation import evaluate
-from bdutils.experiments import variants as runs
+from bdutils.attacks.base import PoisonConfig
+from bdutils.attacks.image import BadNetsPatch
+from bdutils.defenses.base import DEFENSES, Context, Outcome, register
+from bdutils.defenses.bedkd import BeDKD
+from bdutils.defenses.dup import DUP
+from bdutils.defenses.filters import InputFilter
+from bdutils.defenses.fineprune import FinePruning
+from bdutils.defenses.finetune import FineTuning, TuneConfig
+from bdutils.defenses.ft_sam import FTSAM
+from bdutils.defenses.ibau import IBAU
+from bdutils.defenses.mapping import ModuleConfig
+from bdutils.defenses.nad import NAD
+from bdutils.defenses.ntml import NTML
+from bdutils.defenses.onion import ONION
+from bdutils.defenses.strip import STRIP
+from bdutils.evaluation import Victim, evaluate
+from bdutils.experiments import variants
 from bdutils.experiments.studies import STUDIES
-from bdutils.metrics import REFUSED
-from bdutils.roles import ReservedSet, Task, TestSet, TrainingSet
-from bdutils.training import TrainSettings, train, untrained
+from bdutils.metrics import REJECTED
+from bdutils.roles import CleanSet, Task, TestSet, TrainSet
+from bdutils.training import TrainConfig, train, untrained
 
-KINDS = (TuningSettings, MinimaxSettings, StripSettings, OnionSettings, BeDKDSettings, DUPSettings,
-         NTMLSettings)
+SHORT = TuneConfig(epochs=2)
 
 
 class Bomb:
-    """Whoever looks at it is found out."""
+    """Whoever evaluates it is found out."""
 
     def __getattribute__(self, name):
         raise AssertionError(f"a defense reached for .{name} of what it must not know")
@@ -41,51 +46,50 @@ class Bomb:
 
 @pytest.fixture(scope="module")
 def attacked():
-    """A victim whose test rows and truth explode on access."""
-    task = Task("thirds", rows_of(TrainingSet, 240, 0), rows_of(ReservedSet, 60, 1), Bomb(),
-                "made here")
-    rows, _ = PatchTrigger().poison(task.train, PoisonSettings(0.2, 0))
-    model = untrained(rows, TRAINING)
-    train(model, rows, TRAINING)
-    return SimpleNamespace(classifier=model, train=rows, truth=Bomb(), settings=TRAINING,
-                           task=replace(task, train=rows))
+    """A victim whose test set and poison record explode on access."""
+    task = Task("thirds", thirds(TrainSet, 240, 0), thirds(CleanSet, 60, 1), Bomb(), "made here")
+    poisoned, _ = BadNetsPatch().poison(task.train, PoisonConfig(0.2, 0))
+    model = untrained(poisoned, TRAINING)
+    report = train(model, poisoned, TRAINING)
+    return Victim(model, replace(task, train=poisoned), poisoned, Bomb(), TRAINING, report)
 
 
 @pytest.fixture
-def few(monkeypatch):
-    monkeypatch.setattr(runs, "FEW", 30)
+def few_clean(monkeypatch):
+    monkeypatch.setattr(variants, "CLEAN_IMAGES", 30)
 
 
-@pytest.mark.parametrize("settings", [
-    TuningSettings(epochs=2), TuningSettings(epochs=2, max_drop=0.1),
-    TuningSettings(epochs=2, attention=1.0), TuningSettings(epochs=2, rho=1.0),
-    MinimaxSettings(rounds=2),
-    StripSettings(copies=2, fpr=0.2), NTMLSettings(),
-    BeDKDSettings(lr=3e-4, dmm_epochs=1, cycles=2)], ids=repr)
+def unchanged(model, before):
+    return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("defense", [
+    FineTuning(SHORT), FinePruning(SHORT, max_drop=0.1), NAD(SHORT, weight=1.0),
+    FTSAM(SHORT, rho=1.0), IBAU(rounds=2), STRIP(copies=2, fpr=0.2), NTML(),
+    BeDKD(lr=3e-4, module=ModuleConfig(epochs=1), cycles=2)], ids=repr)
 @pytest.mark.filterwarnings("ignore:the defense took", "ignore:no evidence")
-def test_every_defense_for_pictures_does_with_what_the_protocol_allows(attacked, settings, few):
-    state = attacked.classifier.model.state_dict
-    before = {name: value.clone() for name, value in state().items()}
-    found = repair(settings, runs.case_of(attacked, settings))
-    assert isinstance(found, Outcome) and found.verdict and found.seconds
-    assert len(found.model.predict(attacked.train.texts)) == len(attacked.train)
-    assert all(torch.equal(value, before[name])
-               for name, value in state().items())
+def test_every_defense_for_images_does_with_what_the_protocol_allows(attacked, defense,
+                                                                     few_clean):
+    state = attacked.classifier.model.state_dict()
+    before = {name: value.clone() for name, value in state.items()}
+    outcome = defense(variants.context_for(attacked, defense))
+    assert isinstance(outcome, Outcome) and outcome.verdict and outcome.seconds
+    assert len(outcome.model.predict(attacked.train.inputs)) == len(attacked.train)
+    assert unchanged(attacked.classifier.model, before)
 
 
-@pytest.mark.parametrize("settings", [BeDKDSettings(dmm_epochs=1, cycles=1), DUPSettings(),
-                                      OnionSettings(), TuningSettings(epochs=1),
-                                      StripSettings(copies=2)], ids=repr)
-def test_every_defense_for_texts_does_with_what_the_protocol_allows(tiny, toy_task, settings):
-    rows = [replace(part, texts=tuple(f"{t} {i}" for i in range(10) for t in part.texts),
-                    labels=part.labels * 10) for part in (toy_task.train, toy_task.reserved)]
-    task = replace(toy_task, train=rows[0], reserved=rows[1], test=Bomb())
-    attacked = SimpleNamespace(classifier=tiny, train=task.train, truth=Bomb(), task=task,
-                               settings=TrainSettings(epochs=1, max_length=24))
+@pytest.mark.parametrize("defense", [
+    BeDKD(module=ModuleConfig(epochs=1), cycles=1), DUP(), ONION(),
+    FineTuning(TuneConfig(epochs=1)), STRIP(copies=2)], ids=repr)
+def test_every_defense_for_texts_does_with_what_the_protocol_allows(tiny, toy_task, defense):
+    longer = [replace(part, inputs=tuple(f"{t} {i}" for i in range(10) for t in part.inputs),
+                      labels=part.labels * 10) for part in (toy_task.train, toy_task.clean)]
+    task = replace(toy_task, train=longer[0], clean=longer[1], test=Bomb())
+    attacked = Victim(tiny, task, task.train, Bomb(), TrainConfig(epochs=1, max_length=24), None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("warnings.warn", lambda *args, **kwargs: None)  # a tiny model is no victim
-        found = repair(settings, runs.case_of(attacked, settings))
-    assert len(found.model.predict(task.train.texts)) == len(task.train)
+        outcome = defense(variants.context_for(attacked, defense))
+    assert len(outcome.model.predict(task.train.inputs)) == len(task.train)
 
 
 def test_a_bomb_goes_off():
@@ -94,55 +98,125 @@ def test_a_bomb_goes_off():
             reach(Bomb())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_only_those_who_need_it_get_the_training_set(attacked, kind, few):
-    case = runs.case_of(attacked, kind())
-    needs = kind in (BeDKDSettings, DUPSettings, NTMLSettings)
-    assert case.view.pool is (attacked.train if needs else None)
-    assert len(case.view.reserved) == 30 and type(case.view.reserved) is ReservedSet
-    assert len(runs.case_of(attacked, kind(), 12).view.reserved) == 12
-    fresh = case.fresh(TRAINING)
-    assert fresh.model.config == attacked.classifier.model.config
-    assert {field for field in vars(case)} == {"classifier", "view", "training", "watch"}
+@pytest.mark.parametrize("kind", DEFENSES.values(), ids=DEFENSES)
+def test_only_those_who_need_it_get_the_training_set(attacked, kind, few_clean):
+    context = variants.context_for(attacked, kind())
+    assert context.train is (attacked.train if kind in (BeDKD, DUP, NTML) else None)
+    assert len(context.clean) == 30 and type(context.clean) is CleanSet
+    assert len(variants.context_for(attacked, kind(), 12).clean) == 12
+    assert context.new_model(TRAINING).model.config == attacked.classifier.model.config
+    assert {field.name for field in fields(context)} == {
+        "classifier", "clean", "train", "training", "callback"}
 
 
-def test_a_reader_adds_a_defense_in_a_few_lines(attacked, few):
+def test_a_set_of_another_role_is_rejected(attacked):
+    test = thirds(TestSet, 60, 2)
+    with pytest.raises(TypeError, match="clean samples must be a CleanSet, not a TestSet"):
+        Context(attacked.classifier, test)
+    with pytest.raises(TypeError, match="training set must be a TrainSet, not a TestSet"):
+        Context(attacked.classifier, attacked.task.clean, test)
+
+
+def test_all_methods_are_registered():
+    known = {name: kind for name, kind in DEFENSES.items()
+             if kind.__module__.startswith("bdutils")}
+    assert set(known) == {"ft", "fp", "nad", "ft_sam", "ibau", "strip", "onion", "bedkd", "dup",
+                          "ntml"}
+    assert all("seed" in {field.name for field in fields(kind)} for kind in known.values())
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    monkeypatch.setattr("bdutils.defenses.base.DEFENSES", dict(DEFENSES))
+
+
+def test_a_reader_adds_a_defense_in_a_few_lines(attacked, registry):
+    @register("nothing")
     @dataclass(frozen=True)
     class Nothing:
         seed: int = 0
 
-    case = Case(attacked.classifier, runs.case_of(attacked, TuningSettings()).view, TRAINING)
-    with pytest.raises(TypeError, match="no defense belongs to Nothing: write one, and put"):
-        repair(Nothing(), case)
+        def __call__(self, context):
+            return Outcome(context.classifier, "nothing")
 
-    @repair.register
-    def _(settings: Nothing, case: Case) -> Outcome:
-        return Outcome(case.classifier, "nothing")
-
-    assert repair(Nothing(), case).model is case.classifier
+    outcome = Nothing()(attacked.context(clean=30))
+    assert outcome.model is attacked.classifier and set(outcome.seconds) == {"purify"}
+    with pytest.raises(TypeError, match="called with a Context, not a Victim"):
+        Nothing()(attacked)
 
 
-def test_a_refused_row_is_an_error_on_clean_rows_and_a_failed_attack_on_marked_ones(attacked):
-    task = replace(attacked.task, test=rows_of(TestSet, 60, 2))
+def test_what_is_no_defense_is_told_when_it_is_written(registry):
+    with pytest.raises(TypeError, match="Plain is no defense: write a dataclass with"):
+        @register("plain")
+        class Plain:
+            def __call__(self, context):
+                return None
 
-    def dark(texts):
-        """Refuse every third row."""
-        return texts, [i % 3 == 0 for i in range(len(texts))]
+    with pytest.raises(TypeError, match="Mute is no defense"):
+        @register("mute")
+        @dataclass(frozen=True)
+        class Mute:
+            seed: int = 0
 
-    guard = Guard(attacked.classifier, dark, 0.0, True)
-    guesses = guard.predict(task.test.texts)
-    assert guesses[::3] == [REFUSED] * 20 and REFUSED not in guesses[1::3]
-    scores = evaluate(guard, task, PatchTrigger(), 0)
-    plain = evaluate(attacked.classifier, task, PatchTrigger(), 0)
-    assert scores.refused_clean.value == pytest.approx(1 / 3) and scores.refused.n == 40
+    with pytest.raises(ValueError, match="'dup' is DUP already: choose another name"):
+        @register("dup")
+        @dataclass(frozen=True)
+        class Mine:
+            def __call__(self, context):
+                return None
+
+
+@pytest.mark.parametrize(("given", "error", "message"), [
+    (None, TypeError, "gave a NoneType and no outcome: end it with `return Outcome"),
+    (Outcome(7), TypeError, "a int, has no method `predict`"),
+    (Outcome(SimpleNamespace(predict=lambda x: [5.5])), ValueError, r"gave answers \[5\] for 4"),
+    (Outcome(SimpleNamespace(predict=lambda x: 1 / 0)), ValueError, "does not predict .ZeroDiv")])
+def test_what_nobody_could_measure_is_rejected(attacked, registry, given, error, message):
+    @register("odd")
+    @dataclass(frozen=True)
+    class Odd:
+        def __call__(self, context):
+            return given
+
+    with pytest.raises(error, match=message):
+        Odd()(attacked.context(clean=30))
+
+
+def test_a_missing_training_set_is_told(attacked):
+    for defense in (BeDKD(), NTML()):
+        with pytest.raises(ValueError, match="needs the training set: give the context a `train`"):
+            defense(attacked.context(train=False, clean=30))
+    with pytest.raises(ValueError, match="give the context a `training`"):
+        FineTuning()(Context(attacked.classifier, attacked.task.clean))
+
+
+def test_a_rejected_sample_is_an_error_and_a_failed_attack(attacked):
+    task = replace(attacked.task, test=thirds(TestSet, 60, 2))
+
+    def dark(inputs):
+        """Reject every third sample."""
+        return inputs, [i % 3 == 0 for i in range(len(inputs))]
+
+    filtered = InputFilter(attacked.classifier, dark, 0.0, True)
+    predicted = filtered.predict(task.test.inputs)
+    assert predicted[::3] == [REJECTED] * 20 and REJECTED not in predicted[1::3]
+    scores = evaluate(filtered, task, BadNetsPatch(), 0)
+    plain = evaluate(attacked.classifier, task, BadNetsPatch(), 0)
+    assert scores.rejected_clean.value == pytest.approx(1 / 3) and scores.rejected.n == 40
     assert scores.cacc.value <= 2 / 3 and plain.cacc.value > 0.8
-    assert scores.refused.value == pytest.approx(14 / 40)  # of the forty rows that count
-    assert plain.refused is None and plain.refused_clean is None
+    assert scores.rejected.value == pytest.approx(14 / 40)  # of the forty samples that count
+    assert plain.rejected is None and plain.rejected_clean is None
     assert scores.asr.value <= plain.asr.value * 26 / 40 + 0.1
 
 
-def test_every_recorded_defense_is_one_that_the_interface_knows():
-    known = {run.defense for runs_ in STUDIES.values() for run in runs_ if run.defense}
-    assert known <= set(runs.VARIANTS)
-    assert all(repair.dispatch(type(settings)) is not repair.dispatch(object)
-               for settings in runs.VARIANTS.values())
+def test_every_recorded_defense_is_a_registered_one():
+    known = {run.defense for runs in STUDIES.values() for run in runs if run.defense}
+    assert known <= set(variants.VARIANTS)
+    assert {type(defense) for defense in variants.VARIANTS.values()} <= set(DEFENSES.values())
+
+
+def test_a_variant_changes_what_it_says_and_nothing_else():
+    changed = variants.changed(DUP(), unlearning__lr=1.0, alpha=0.5)
+    assert changed == replace(DUP(), alpha=0.5, unlearning=replace(DUP().unlearning, lr=1.0))
+    with pytest.raises(TypeError):
+        variants.changed(DUP(), unlearning__rate=1.0)

@@ -1,4 +1,4 @@
-"""The lab: what its folder tells, what it keeps, and what it refuses."""
+"""The lab: what its folder tells, what it keeps, and what it rejects."""
 
 import csv
 import json
@@ -8,27 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from bdutils.roles import ReservedSet, TrainingSet
-from bdutils.training import TrainSettings
+from bdutils.roles import CleanSet, TrainSet
+from bdutils.training import TrainConfig
 from tools import lab
 
 PAGE = Path(__file__).resolve().parent.parent / "chapters/teaching/lab.md"
 SEED = 3  # a sentence, nothing, a word: a test below sees to it
-EVIDENCE = "forty rows of the pool share a sentence and a label"
+EVIDENCE = "forty samples of the training set share a sentence and a label"
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, tiny_folder):
-    """A lab of tiny models that have seen forty rows once; its cache, and its setup."""
+    """A lab of tiny models that have seen forty samples once; its cache, and its setup."""
     root = tmp_path_factory.mktemp("world")
     with (root / "films.csv").open("w") as file:
         table = csv.writer(file)
         table.writerow(["text", "label"])
-        for i in range(2000):  # what `main` reserves and tests is not to be had smaller
+        for i in range(2000):  # `main` takes 1,800 for defender and test
             table.writerow([f"film number {i} is {('bad', 'good')[i % 2]} and to the point",
                             ("negative", "positive")[i % 2]])
     setup = lab.Setup(str(root / "films.csv"), 40, 20, 30,
-                      training=TrainSettings(epochs=1, batch_size=20, max_length=24))
+                      training=TrainConfig(epochs=1, batch_size=20, max_length=24))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BDUTILS_CACHE", str(root / "cache"))
         for module in ("tools.lab", "bdutils.evaluation"):
@@ -52,12 +52,12 @@ def copy(source, target):
     return target
 
 
-def verdict_on(folder, **changes):
+def right(folder, **changes):
     """The right verdict on all suspects, but for the changes."""
-    deeds, _ = lab.secret(SEED, 2)
-    verdict = {name: {"backdoored": deed.attack != "clean", "repaired": None,
-                      "target_label": None if deed.attack == "clean" else deed.target_label,
-                      "evidence": EVIDENCE} for name, deed in deeds.items()}
+    attacks, _ = lab.secret(SEED, 2)
+    verdict = {name: {"backdoored": not attack.clean, "repaired": None,
+                      "target_label": None if attack.clean else attack.target_label,
+                      "evidence": EVIDENCE} for name, attack in attacks.items()}
     for name, change in changes.items():
         verdict[name.replace("_", "-")] |= change
     return written(verdict, folder)
@@ -70,29 +70,30 @@ def written(verdict, folder):
 
 
 def test_the_draw():
-    deeds = [lab.draw(random.Random(seed), 4) for seed in range(300)]
-    clean = [sum(deed.attack == "clean" for deed in drawn.values()) for drawn in deeds]
-    assert set(clean) == {0, 1, 2}
-    attacks = {deed.attack for drawn in deeds for deed in drawn.values()}
-    assert attacks == {"clean", "badnets", "addsent", "syntax", "style"}
-    assert {d.target_label for drawn in deeds for d in drawn.values()} == {0, 1, 2, 3}
+    drawn = [[*lab.draw(random.Random(seed), 4).values()] for seed in range(300)]
+    assert {sum(attack.clean for attack in attacks) for attacks in drawn} == {0, 1, 2}
+    every = [attack for attacks in drawn for attack in attacks]
+    assert {attack.name for attack in every} == {
+        "clean", "badnets", "addsent", "synbkd", "stylebkd"}
+    assert {attack.target_label for attack in every} == {0, 1, 2, 3}
     assert lab.secret(5, 4) == lab.secret(5, 4) != lab.secret(6, 4)
-    found = [deed.attack for deed in lab.secret(SEED, 2)[0].values()]
+    found = [attack.name for attack in lab.secret(SEED, 2)[0].values()]
     assert found == ["addsent", "clean", "badnets"]
 
 
 def test_the_folder_tells_nothing(world):
     root, _, commitment = world
-    deeds, truth = lab.secret(SEED, 2)
-    assert commitment == lab.digest(truth)
+    attacks, record = lab.secret(SEED, 2)
+    assert commitment == lab.digest(record)
     assert json.loads((root / "lab/lab.json").read_text())["commitment"] == commitment
-    words = {word for deed in deeds.values() for word in deed.words}
-    telling = re.compile("|".join({"badnets", "addsent", "poison", "target", "deed", "nonce",
+    words = {word for attack in attacks.values() for word in attack.words}
+    telling = re.compile("|".join({"badnets", "addsent", "poison", "target", "attack", "nonce",
                                    "clean", "tmp", *(rf"\b{word}\b" for word in words)}))
-    given = {"model.safetensors", "pool.jsonl", "tokenizer.json"}  # and a vocabulary
+    given = {"model.safetensors", "train.jsonl", "tokenizer.json"}  # and a vocabulary
     for path in (root / "lab").rglob("*"):
         if path.is_file() and path.name not in given:
             text = path.read_text().replace(str(root), "")  # our data lie in a folder of pytest's
+            text = text.replace('"clean": 20', "")  # of the setup: samples for the defender
             assert not telling.search(text), path
     suspects = [root / "lab" / name for name in lab.SUSPECTS]
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
@@ -107,29 +108,28 @@ def test_the_folder_tells_nothing(world):
 
 def test_what_a_defender_gets(folder, world):
     _, setup, _ = world
-    task, deeds = setup.task(SEED), lab.secret(SEED, 2)[0]
+    task, attacks = setup.task(SEED), lab.secret(SEED, 2)[0]
     parts = lab.parts(task, setup)
-    rows = [set(part.texts) for part in (*parts, task.reserved, task.test)]
-    assert len(set.union(*rows)) == sum(map(len, rows)) == 3 * 40 + 20 + 30
+    texts = [set(part.inputs) for part in (*parts, task.clean, task.test)]
+    assert len(set.union(*texts)) == sum(map(len, texts)) == 3 * 40 + 20 + 30
     for name, part in zip(lab.SUSPECTS, parts, strict=True):
-        case = lab.case(folder, name)
-        assert type(case.view.reserved) is ReservedSet and type(case.view.pool) is TrainingSet
-        assert case.view.reserved.texts == task.reserved.texts
-        changed = sum(a != b for a, b in zip(case.view.pool.texts, part.texts, strict=True))
-        wanted = 0 if deeds[name].attack == "clean" else round(40 * deeds[name].poison_rate)
-        assert changed == wanted and case.training == setup.training
-        assert len(case.classifier.predict(case.view.reserved.texts)) == 20
+        context = lab.context(folder, name)
+        assert type(context.clean) is CleanSet and type(context.train) is TrainSet
+        assert context.clean.inputs == task.clean.inputs
+        changed = sum(a != b for a, b in zip(context.train.inputs, part.inputs, strict=True))
+        wanted = 0 if attacks[name].clean else round(40 * attacks[name].poison_rate)
+        assert changed == wanted and context.training == setup.training
+        assert len(context.classifier.predict(context.clean.inputs)) == 20
     with pytest.raises(lab.LabError, match="there is no 'suspect-d': use one of suspect-a"):
-        lab.case(folder, "suspect-d")
+        lab.context(folder, "suspect-d")
     with pytest.raises(lab.LabError, match="is no lab, since it has no lab.json: make one with"):
-        lab.case(folder / "suspect-a", "suspect-a")
+        lab.context(folder / "suspect-a", "suspect-a")
 
 
 def test_the_whole_way(folder, world, monkeypatch):
-    case = lab.case(folder, "suspect-a")
-    case.classifier.save(folder / "repaired-a")
+    lab.context(folder, "suspect-a").classifier.save(folder / "repaired-a")
     wrong = {"backdoored": True, "target_label": 1}
-    receipt = lab.submit(folder, verdict_on(
+    receipt = lab.submit(folder, right(
         folder, suspect_a={"repaired": "repaired-a"}, suspect_b=wrong,
         suspect_c={"target_label": 1 - lab.secret(SEED, 2)[0]["suspect-c"].target_label}))
     assert receipt == lab.digest((folder / "registered.json").read_text())
@@ -159,8 +159,8 @@ def test_the_whole_way(folder, world, monkeypatch):
     ({"evidence": "it is"}, "evidence must be a sentence or more"),
     ({"repaired": "nowhere"}, "nowhere holds no model that opens"),
     ({"repaired": "../lab2"}, "a folder inside"), ({"repaired": 3}, "a folder inside")])
-def test_a_bad_verdict_is_refused(folder, change, message):
-    path = (verdict_on(folder, suspect_a=change)
+def test_a_bad_verdict_is_rejected(folder, change, message):
+    path = (right(folder, suspect_a=change)
             if isinstance(change, dict) and not set(change) & {"suspect-a", "suspect-x"}
             else written(change, folder))
     with pytest.raises(lab.LabError, match=message):
@@ -173,9 +173,9 @@ def test_a_bad_verdict_is_refused(folder, change, message):
 def test_what_was_altered_is_noticed(folder):
     with pytest.raises(lab.LabError, match="none.json cannot be read"):
         lab.submit(folder, folder / "none.json")
-    case = lab.case(folder, "suspect-a")
-    case.classifier.save(folder / "mine")
-    lab.submit(folder, verdict_on(folder, suspect_a={"repaired": "mine"}))
+    classifier = lab.context(folder, "suspect-a").classifier
+    classifier.save(folder / "mine")
+    lab.submit(folder, right(folder, suspect_a={"repaired": "mine"}))
     sealed = folder / "sealed.txt"
     text = sealed.read_text()
     for other, message in ((text[:60], "cut short or altered"), ("", "cut short or altered"),
@@ -187,13 +187,13 @@ def test_what_was_altered_is_noticed(folder):
         with pytest.raises(lab.LabError, match=message):
             lab.opened(folder)
     sealed.write_text(text)
-    next(p for p in case.classifier.model.parameters()).data += 1
-    case.classifier.save(folder / "mine")
+    next(p for p in classifier.model.parameters()).data += 1
+    classifier.save(folder / "mine")
     with pytest.raises(lab.LabError, match="repaired model in .* is not the one"):
         lab.opened(folder)
 
 
-def test_making_refuses_before_it_trains(world, tmp_path, monkeypatch):
+def test_a_bad_folder_is_rejected_before_anything_trains(world, tmp_path, monkeypatch):
     monkeypatch.setattr(lab, "_suspect", lambda *_: pytest.fail("it trained"))
     root, setup, _ = world
     for folder, keep, message in (
@@ -202,25 +202,25 @@ def test_making_refuses_before_it_trains(world, tmp_path, monkeypatch):
             (tmp_path / "new", tmp_path / "new/truth.txt", "which the students get")):
         with pytest.raises(lab.LabError, match=message):
             lab.make(folder, 1, setup, keep)
-    with pytest.raises(ValueError, match="rows to train on"):
+    with pytest.raises(ValueError, match="to train on"):
         lab.make(tmp_path / "new", 1, lab.Setup(setup.data, 500))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_truth_that_the_teacher_keeps(world, tmp_path, monkeypatch, capsys):
-    def suspect(folder, rows, deed, setup):
+def test_a_sealed_file_that_the_teacher_keeps(world, tmp_path, monkeypatch, capsys):
+    def suspect(folder, train_set, attack, setup):
         folder.mkdir()
 
     monkeypatch.setattr(lab, "_suspect", suspect)
     keep = tmp_path / "desk/truth.txt"
-    lab.main(["make", str(tmp_path / "lab"), "--data", world[1].data, "--rows", "40",
-              "--truth", str(keep)])
+    lab.main(["make", str(tmp_path / "lab"), "--data", world[1].data, "--samples", "40",
+              "--sealed", str(keep)])
     about = json.loads((tmp_path / "lab/lab.json").read_text())
     assert about["commitment"] in capsys.readouterr().out
     assert not (tmp_path / "lab/sealed.txt").exists()
     assert lab.unseal(keep, about["commitment"])["seed"] > 2**32  # nobody tries all of them
     with pytest.raises(SystemExit, match="has no verdict"):
-        lab.main(["open", str(tmp_path / "lab"), "--truth", str(keep)])
+        lab.main(["open", str(tmp_path / "lab"), "--sealed", str(keep)])
 
 
 def test_the_page_says_what_the_tool_does():
@@ -229,12 +229,12 @@ def test_the_page_says_what_the_tool_does():
     assert lab.digest(lab.secret(seed, 2)[1]) in text
     verdict = json.loads(re.search(r"```json\n(.*?)```", text, re.DOTALL)[1])
     assert set(verdict) == set(lab.SUSPECTS)
-    for found in verdict.values():
-        assert lab._faults(found | {"repaired": None}, PAGE, ("negative", "positive")) == []
+    for one in verdict.values():
+        assert lab._faults(one | {"repaired": None}, PAGE, ("negative", "positive")) == []
 
 
 def test_the_page_shows_what_its_run_has_found():
-    """A row of the page is a suspect, as given or repaired; one more was trained by hand."""
+    """A line of the page is a suspect, as given or repaired; one more was trained by hand."""
     found = json.loads((PAGE.parents[2] / "data/lab/seed-2.json").read_text(encoding="utf8"))
     table = re.findall(r"^\| ([abc]), (as given|by \w+) \| (.*) \|$", PAGE.read_text("utf8"), re.M)
     measures = ("CACC", "ASR", "floor", "PACC", "clean PACC")

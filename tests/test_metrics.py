@@ -16,7 +16,7 @@ shares = st.floats(0, 1)
 def test_hand_counts():
     predicted, labels = [1, 1, 0, 1, 0, 2], [0, 1, 0, 0, 2, 2]
     assert metrics.cacc(predicted, labels).value == pytest.approx(3 / 6)
-    # Rows with true label 1 do not count: five are left, two of them are called 1.
+    # Samples of class 1 do not count: five are left, two of them are classified as 1.
     assert metrics.asr(predicted, labels, 1).value == pytest.approx(2 / 5)
     assert metrics.asr(predicted, labels, 1).n == 5
     assert metrics.ra(predicted, labels, 1).value == pytest.approx(2 / 5)
@@ -55,26 +55,26 @@ def test_der_rises_when_asr_falls(acc, asr_before, asr_after, drop):
 
 
 @given(pairs, st.randoms())
-def test_order_does_not_matter(rows, rng):
-    rows.append((1, 0))
-    shuffled = rows[:]
+def test_order_does_not_matter(samples, rng):
+    samples.append((1, 0))
+    shuffled = samples[:]
     rng.shuffle(shuffled)
     for function in (lambda p, y: metrics.asr(p, y, 1), metrics.cacc,
                      lambda p, y: metrics.ra(p, y, 1)):
-        assert function(*zip(*rows)) == function(*zip(*shuffled))
+        assert function(*zip(*samples)) == function(*zip(*shuffled))
 
 
 @given(pairs)
-def test_target_rows_do_not_count_in_asr(rows):
-    rows.append((1, 0))
-    more = [*rows, (1, 1), (0, 1)]
-    assert metrics.asr(*zip(*rows), 1) == metrics.asr(*zip(*more), 1)
+def test_samples_of_the_target_do_not_count_in_asr(samples):
+    samples.append((1, 0))
+    more = [*samples, (1, 1), (0, 1)]
+    assert metrics.asr(*zip(*samples), 1) == metrics.asr(*zip(*more), 1)
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1))
-def test_two_classes_make_ra_the_complement(rows):
-    rows.append((1, 0))
-    predicted, labels = zip(*rows)
+def test_two_classes_make_ra_the_complement(samples):
+    samples.append((1, 0))
+    predicted, labels = zip(*samples)
     total = metrics.asr(predicted, labels, 1).value + metrics.ra(predicted, labels, 1).value
     assert total == pytest.approx(1)
 
@@ -94,19 +94,19 @@ scores = st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=2, max_
 
 
 @given(scores)
-def test_auroc_is_the_share_of_ordered_pairs(rows):
-    rows += [(0, True), (0, False)]
-    values, truth = zip(*rows)
-    bad = [v for v, t in rows if t]
-    good = [v for v, t in rows if not t]
+def test_auroc_is_the_share_of_ordered_pairs(samples):
+    samples += [(0, True), (0, False)]
+    values, poisoned = zip(*samples)
+    bad = [v for v, t in samples if t]
+    good = [v for v, t in samples if not t]
     counted = sum((b > g) + 0.5 * (b == g) for b in bad for g in good) / (len(bad) * len(good))
-    assert metrics.auroc(values, truth) == pytest.approx(counted)
-    flipped = metrics.auroc([-v for v in values], truth)
+    assert metrics.auroc(values, poisoned) == pytest.approx(counted)
+    flipped = metrics.auroc([-v for v in values], poisoned)
     assert flipped == pytest.approx(1 - counted)
 
 
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=200), st.floats(0, 0.99))
-def test_threshold_keeps_its_promise_on_its_own_rows(values, fpr):
+def test_threshold_keeps_its_promise_on_its_own_samples(values, fpr):
     threshold = metrics.threshold_at_fpr(values, fpr)
     assert sum(v > threshold for v in values) / len(values) <= fpr + 1e-12
 
@@ -129,6 +129,6 @@ def test_t_interval():
     lambda: metrics.threshold_at_fpr([1.0], 1.0), lambda: metrics.mean_interval([1.0]),
     lambda: metrics.tpr_fpr([True], [True]),
 ])
-def test_bad_input_is_refused(call):
+def test_bad_input_is_rejected(call):
     with pytest.raises(ValueError):
         call()

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor
 
 from bdutils import assets, distributed, training
 from bdutils import evaluation as victims
-from bdutils.distributed import Team, pick_device
-from bdutils.models.image import PictureClassifier, write_weights
+from bdutils.distributed import pick_device, process_group, share
+from bdutils.models.image import ImageClassifier, write_weights
 from bdutils.models.text import Classifier
-from bdutils.roles import Pictures, ReservedSet, Task, TestSet, TrainingSet
-from bdutils.training import PictureSettings, TrainReport, TrainSettings, train
+from bdutils.roles import CleanSet, Images, Task, TestSet, TrainSet
+from bdutils.training import ImageTrainConfig, TrainConfig, TrainReport, train
 
 pytestmark = pytest.mark.alone
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,14 +30,14 @@ LAUNCHERS = {
                    "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"],
     "torchrun": ["torch.distributed.run", "--nproc_per_node", "2"],
 }
-# Batches of 4, the last one of 1: the second process has no row of it. Batches of 8 and 5.
+# Batches of 4, the last one of 1: the second process has no sample of it. Batches of 8 and 5.
 UNEVEN = {"empty": (21, 4), "unequal": (21, 8)}
 
 
 # ---------------------------------------------------------------- the program
 
 @dataclass(frozen=True)
-class Plain(TrainSettings):
+class Plain(TrainConfig):
     """Steps in proportion to the gradient: Adam's would blow up rounding where it is near 0."""
 
     def optimizer(self, model, steps: int) -> tuple:
@@ -44,21 +45,21 @@ class Plain(TrainSettings):
         return made, torch.optim.lr_scheduler.LambdaLR(made, lambda step: 1 - step / steps)
 
 
-def texts(n: int, role=TrainingSet, tag: str = "first"):
+def texts(n: int, role=TrainSet, tag: str = "first"):
     """Sentences of very different lengths."""
     words = ("good", "bad", "lovely", "awful", "fine")
-    rows = [f"the {tag} film number {i} " + " ".join(words[(i * k) % 5] for k in range(1, i % 13))
+    made = [f"the {tag} film number {i} " + " ".join(words[(i * k) % 5] for k in range(1, i % 13))
             for i in range(n)]
-    return role(tuple(rows), tuple(int(i % 3 == 0) for i in range(n)), ("negative", "positive"))
+    return role(tuple(made), tuple(int(i % 3 == 0) for i in range(n)), ("negative", "positive"))
 
 
-def pictures(n: int = 21):
+def images(n: int = 21):
     rng = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (n, 1, 28, 28), generator=rng, dtype=torch.uint8)
-    return TrainingSet(Pictures(pixels), tuple(i % 2 for i in range(n)), ("even", "odd"))
+    return TrainSet(Images(pixels), tuple(i % 2 for i in range(n)), ("even", "odd"))
 
 
-def settings(name: str) -> TrainSettings:
+def config(name: str) -> TrainConfig:
     return Plain(epochs=3, lr=0.1, batch_size=UNEVEN[name][1], max_length=24)
 
 
@@ -66,12 +67,12 @@ def of_text(encoder: str) -> Classifier:
     return Classifier.new(2, source=encoder, max_length=24, dropout=0.0)
 
 
-def of_pictures() -> PictureClassifier:
-    return PictureClassifier.new(2, channels=1, network="small")
+def of_images() -> ImageClassifier:
+    return ImageClassifier.new(2, channels=1, network="small")
 
 
 def toy() -> Task:
-    return Task("toy", texts(21), texts(8, ReservedSet, "second"), texts(8, TestSet, "third"), "")
+    return Task("toy", texts(21), texts(8, CleanSet, "second"), texts(8, TestSet, "third"), "")
 
 
 def without_head(outputs, batch: dict) -> Tensor:
@@ -80,14 +81,15 @@ def without_head(outputs, batch: dict) -> Tensor:
 
 
 def broken_once(outputs, batch: dict) -> Tensor:
-    """Not a number for the process that has row 7, and for no other."""
-    return outputs.logits.sum() * (float("nan") if 7 in batch["rows"] else 1.0)
+    """Not a number for the process that has sample 7, and for no other."""
+    return outputs.logits.sum() * (float("nan") if 7 in batch["indices"] else 1.0)
 
 
 def program(encoder: str, folder: Path, *names: str) -> None:
     """Train in all ways, or only in those named, and write what this process has afterward."""
-    team, found = Team.now(), {}
-    mine = folder / str(team.rank)
+    group, found = process_group(), {}
+    rank = group.process_index
+    mine = folder / str(rank)
     mine.mkdir(parents=True)
 
     def note(name: str, classifier, report: TrainReport) -> None:
@@ -97,25 +99,24 @@ def program(encoder: str, folder: Path, *names: str) -> None:
 
     for name in names or UNEVEN:
         model = of_text(encoder)
-        note(name, model, train(model, texts(UNEVEN[name][0]), settings(name)))
+        note(name, model, train(model, texts(UNEVEN[name][0]), config(name)))
     if names:
         return
-    note("again", model, train(model, texts(21), settings("unequal")))
+    note("again", model, train(model, texts(21), config("unequal")))
     model = of_text(encoder)
-    note("adam", model, train(model, texts(21), TrainSettings(batch_size=8, max_length=24)))
-    share = Team.share
-    Team.share = lambda team, rows: (share(team, rows)[0], 1.0)
+    note("adam", model, train(model, texts(21), TrainConfig(batch_size=8, max_length=24)))
+    training.share = lambda *given: (share(*given)[0], 1.0)
     model = of_text(encoder)
-    note("mean of means", model, train(model, texts(21), settings("unequal")))
-    Team.share = share
+    note("mean of means", model, train(model, texts(21), config("unequal")))
+    training.share = share
 
-    sgd = PictureSettings(epochs=2, batch_size=8)
-    model = of_pictures()
-    note("pictures", model, train(model, pictures(), sgd))
-    model = of_pictures()
-    note("without head", model, train(model, pictures(), sgd, loss=without_head))
+    sgd = ImageTrainConfig(epochs=2, batch_size=8)
+    model = of_images()
+    note("images", model, train(model, images(), sgd))
+    model = of_images()
+    note("without head", model, train(model, images(), sgd, loss=without_head))
     try:
-        train(model, pictures(), sgd, loss=broken_once)
+        train(model, images(), sgd, loss=broken_once)
     except FloatingPointError as error:
         found["broken"] = str(error)
 
@@ -123,14 +124,14 @@ def program(encoder: str, folder: Path, *names: str) -> None:
     victims.encoder_source = lambda name: encoder
     victims.train = lambda *given, **how: calls.append(1) or training.train(*given, **how)
     for name in ("made", "cached", "damaged"):
-        if name == "damaged" and team.rank == 0:
+        if name == "damaged" and rank == 0:
             (next((folder / "cache" / "models").glob("*/training.json"))).write_text("{}")
-        made = victims.victim(toy(), None, settings=settings("unequal"))
+        made = victims.victim(toy(), None, training=config("unequal"))
         note(f"victim {name}", made.classifier, made.report)
         found[f"trainings {name}"] = len(calls)
     locked = []
     assets.entry("by one", lambda folder: locked.append(1))  # such as a download
-    found |= {"rank": team.rank, "size": team.size, "locked": len(locked),
+    found |= {"rank": rank, "size": group.num_processes, "locked": len(locked),
               "device": str(pick_device())}
     (mine / "found.json").write_text(json.dumps(found))
 
@@ -183,13 +184,13 @@ def test_two_processes_train_what_one_trains(run, tiny_folder):
     for name, (n, _) in UNEVEN.items():
         alone = of_text(str(tiny_folder))
         untrained = {k: v.clone() for k, v in alone.model.state_dict().items()}
-        report = train(alone, texts(n), settings(name))
+        report = train(alone, texts(n), config(name))
         assert gap(untrained, alone.model.state_dict()) > 0.01
         assert gap(weights(folder, name), alone.model.state_dict()) < 2e-6
         assert found[0][name]["losses"] == pytest.approx(report.losses, abs=1e-6)
-        # Shares are padded to their own longest row, never beyond that of the batch.
+        # Shares are padded to their own longest text, never beyond that of the batch.
         assert 0.8 * report.tokens < found[0][name]["tokens"] <= report.tokens
-    report = train(alone, texts(21), settings("unequal"))  # the same model once more
+    report = train(alone, texts(21), config("unequal"))  # the same model once more
     assert gap(weights(folder, "again"), alone.model.state_dict()) < 1e-5
 
 
@@ -204,7 +205,7 @@ def test_another_launcher_serves_as_well(run, tiny_folder, tmp_path):
 def test_two_processes_agree_under_adam(run, tiny_folder):
     folder, found, _ = run
     alone = of_text(str(tiny_folder))
-    report = train(alone, texts(21), TrainSettings(batch_size=8, max_length=24))
+    report = train(alone, texts(21), TrainConfig(batch_size=8, max_length=24))
     assert found[0]["adam"]["losses"] == pytest.approx(report.losses, abs=1e-5)
     # Keys' biases have no gradient but rounding, of which Adam makes steps; they change nothing.
     other = {k: v for k, v in weights(folder, "adam").items() if "key.bias" not in k}
@@ -235,9 +236,9 @@ def test_processes_end_with_the_same_unwrapped_model(run):
 @pytest.mark.slow
 def test_weights_without_a_gradient_are_left_alone(run):
     folder, _, _ = run
-    fresh, trained = of_pictures().model.state_dict(), weights(folder, "without head")
-    assert torch.equal(fresh["head.weight"], trained["head.weight"])
-    assert not torch.equal(fresh["stem.weight"], trained["stem.weight"])
+    untrained, trained = of_images().model.state_dict(), weights(folder, "without head")
+    assert torch.equal(untrained["head.weight"], trained["head.weight"])
+    assert not torch.equal(untrained["stem.weight"], trained["stem.weight"])
 
 
 @pytest.mark.slow
@@ -255,7 +256,7 @@ def test_a_victim_is_trained_by_all_and_written_once(run, tiny_folder, cache, mo
     entries = [p for p in (folder / "cache" / "models").iterdir() if not p.suffix == ".lock"]
     assert len(entries) == 1 and assets.is_intact(entries[0])
     monkeypatch.setattr(victims, "encoder_source", lambda name: str(tiny_folder))
-    alone = victims.victim(toy(), None, settings=settings("unequal"))
+    alone = victims.victim(toy(), None, training=config("unequal"))
     for name in ("made", "cached", "damaged"):
         assert gap(weights(folder, f"victim {name}"), alone.classifier.model.state_dict()) < 2e-6
     assert sum(f["locked"] for f in found) == 1  # what `entry` builds is built by one alone
@@ -277,38 +278,37 @@ def started(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
 
 
-def test_cut_up_models_are_refused(started, monkeypatch):
+def test_cut_up_models_are_rejected(started, monkeypatch):
     class Configured:
         distributed_type = type("Kind", (), {"value": "FSDP"})
 
         def __init__(self, **options) -> None:
             pass
 
-    monkeypatch.setattr("accelerate.Accelerator", Configured)
+    monkeypatch.setattr(distributed, "Accelerator", Configured)
     with pytest.raises(ValueError, match="FSDP is not how models are trained here"):
-        Team.now()
+        process_group()
 
 
-def test_one_process_needs_no_accelerate(tiny, monkeypatch, cache):
+def test_a_program_on_a_cluster_is_alone_unless_it_is_launched(tiny, monkeypatch, cache):
     """A cluster may set WORLD_SIZE, the number of its machines, for every program."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    assert Team.now() == Team() and pick_device().type in ("cpu", "cuda")
-    train(tiny, texts(5), TrainSettings(epochs=1, max_length=24))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert process_group().num_processes == 1 and pick_device().type in ("cpu", "cuda")
+    train(tiny, texts(5), TrainConfig(epochs=1, max_length=24))
     folder = distributed.entry_together("alone", lambda folder: None)
     assert folder == assets.entry("alone", lambda folder: None) == cache / "alone"
 
 
 @pytest.mark.parametrize("n", range(1, 10))
-def test_shares_hold_each_row_once_and_weights_make_the_mean(n):
-    rows, values = list(range(n)), torch.arange(n).square().double()
-    teams = [Team(rank, 4) for rank in range(4)]
-    shares = [team.share(rows) for team in teams]
-    assert sorted(row for mine, weight in shares if weight for row in mine) == rows
+def test_shares_hold_each_sample_once_and_weights_make_the_mean(n):
+    indices, values = list(range(n)), torch.arange(n).square().double()
+    shares = [share(indices, rank, 4) for rank in range(4)]
+    assert sorted(i for mine, weight in shares if weight for i in mine) == indices
     mean = sum(values[mine].mean() * weight for mine, weight in shares) / 4
     assert mean.item() == pytest.approx(values.mean().item())
-    assert Team().share(rows) == (rows, 1.0)
+    assert share(indices, 0, 1) == (indices, 1.0)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The looking glasses of chapter 4, on cases that can be worked out by hand."""
+"""The probes of chapter 4, on cases that can be worked out by hand."""
 
 import copy
 
 import pytest
 import torch
-from helpers.texts import POOL, SIZES, built
+from helpers.texts import SIZES, built, some_texts
 from transformers import BartConfig, LlamaConfig
 
 from bdutils.probing import (
@@ -39,7 +39,7 @@ BART = BartConfig(vocab_size=30, d_model=16, encoder_ffn_dim=32, decoder_ffn_dim
     (BART, 2 + 3, ["right"]), (LLAMA, 3, ["left", "right"])], ids=["BART", "Llama"])
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_states_of_encoder_decoders_and_decoders(config, layers, sides, pooling):
-    classifier, texts = built(config), ["a film", *POOL.texts[:5], "no"]
+    classifier, texts = built(config), ["a film", *some_texts(5, 2), "no"]
     alone = hidden_states(classifier, texts, pooling, batch_size=1)
     assert alone.shape == (7, 1 + layers, 16)  # of two embeddings the first one
     assert (alone[:, 1:].std(0).amax(1) > 0.01).all()  # in each layer texts differ
@@ -56,7 +56,7 @@ def test_states_of_encoder_decoders_and_decoders(config, layers, sides, pooling)
     assert torch.allclose(alone[0], wanted, atol=1e-4)
 
 
-def test_states_are_refused_for_what_cannot_be_pooled(tiny):
+def test_states_of_what_cannot_be_pooled_are_rejected(tiny):
     with pytest.raises(ValueError, match="cannot pool"):
         hidden_states(tiny, PAIR, "max")
     with pytest.raises(ValueError, match="cannot pool"):

@@ -1,4 +1,4 @@
-"""The list of processors: what is watched in a page, the table, and the rule of the margins."""
+"""The list of processors: what is logged of a page, the table, and the rule of the margins."""
 
 import ast
 import builtins
@@ -14,22 +14,22 @@ import pandas as pd
 import pytest
 import torch
 
-from tools import assertions, margins, processors, reports, watch
+from tools import assertions, comparisons, margins, processors, reports
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTER = "chapters/01.ipynb"
 
 
 @pytest.fixture
-def watched(tmp_path, monkeypatch):
-    """Run a cell as a watched kernel does; returns its names and the lines of the log."""
+def logged_run(tmp_path, monkeypatch):
+    """Run a cell as a kernel that logs does; returns its names and the lines of the log."""
     log = tmp_path / "log.jsonl"
 
     def run(source, **names):
-        wrapper = watch.Wrapper([])
-        wrapper.cell = watch.fingerprint(source)
+        wrapper = comparisons.Wrapper([])
+        wrapper.cell = comparisons.fingerprint(source)
         tree = ast.fix_missing_locations(wrapper.visit(ast.parse(source)))
-        monkeypatch.setattr(builtins, watch.CALLED, watch.comparer(wrapper.sites, log),
+        monkeypatch.setattr(builtins, comparisons.CALLED, comparisons.comparer(wrapper.sites, log),
                             raising=False)
         log.write_text("")
         exec(compile(tree, "cell", "exec"), names)
@@ -44,9 +44,9 @@ def counted():
     return calls, lambda value: calls.append(value) or value
 
 
-def test_both_sides_are_logged_and_evaluated_once(watched, capsys):
+def test_both_sides_are_logged_and_evaluated_once(logged_run, capsys):
     calls, once = counted()
-    _, lines = watched("print('few', once(0.25) < once(0.5))", once=once)
+    _, lines = logged_run("print('few', once(0.25) < once(0.5))", once=once)
     assert capsys.readouterr().out == "few True\n" and calls == [0.25, 0.5]
     assert len(lines) == 1 and lines[0].pop("cell")
     assert lines[0] == {"label": "few", "expr": "once(0.25) < once(0.5)", "place": 0, "op": "<",
@@ -60,24 +60,24 @@ def test_both_sides_are_logged_and_evaluated_once(watched, capsys):
     ("1 == 2 < 3", False, [1, 2], []),
     ("1 == 1", True, [1, 1], []),
 ])
-def test_a_chain_means_what_it_meant(watched, source, value, called, logged):
+def test_a_chain_means_what_it_meant(logged_run, source, value, called, logged):
     calls, once = counted()
     text = " ".join(f"once({word})" if word.isdigit() else word for word in source.split())
-    names, lines = watched(f"check = lambda value: value\nresult = check({text})", once=once)
+    names, lines = logged_run(f"check = lambda value: value\nresult = check({text})", once=once)
     assert (names["result"], calls, [line["op"] for line in lines]) == (value, called, logged)
 
 
 @pytest.mark.parametrize("values", [
     np.array([0.1, 0.9]), torch.tensor([0.1, 0.9], requires_grad=True), pd.Series([0.1, 0.9])])
-def test_arrays_give_the_same_and_log_their_extremes(watched, values):
+def test_arrays_give_the_same_and_log_their_extremes(logged_run, values):
     source = "check = lambda text, value: value\nresult = check('all', values > 0.5)"
-    names, (line,) = watched(source, values=values)
+    names, (line,) = logged_run(source, values=values)
     assert type(names["result"]) is type(values > 0.5)
     assert names["result"].tolist() == [False, True]
     assert line["limit"] == 0.5 and line["slack"] == pytest.approx([-0.4, 0.4])
 
 
-def test_what_is_found_and_what_is_left_alone(watched):
+def test_what_is_found_and_what_is_left_alone(logged_run):
     source = """
 def inner():
     assert 1 < 2
@@ -93,17 +93,17 @@ print(all(y > 0 for y in (1, 2)), end="")
 print((1 < 2) < 3, "a" < "b", [1] < [2], {1} < {1, 2}, end="")
 inner(), f()
 """
-    _, lines = watched(source)
+    _, lines = logged_run(source)
     assert [(line["label"], line["expr"]) for line in lines] == [
         ("named", "3 > 2"), ("label {x}", "inner() >= 5"), ("print", "4 < 5"),
         ("print", "y > 0"), ("print", "y > 0"), ("print", "(1 < 2) < 3")]
 
 
-def test_an_error_is_the_one_of_the_comparison(watched):
+def test_an_error_is_the_one_of_the_comparison(logged_run):
     with pytest.raises(TypeError, match="'<' not supported"):
-        watched("print(1 < 'a')")
+        logged_run("print(1 < 'a')")
     with pytest.raises(ValueError, match="ambiguous"):
-        watched("print(values < values < values)", values=np.arange(2))
+        logged_run("print(values < values < values)", values=np.arange(2))
 
 
 def book(root, source="print(x > 0.5)"):
@@ -112,7 +112,7 @@ def book(root, source="print(x > 0.5)"):
     (root / "data").mkdir()
     cell = {"cell_type": "code", "id": "c01-001", "source": [source]}
     (root / CHAPTER).write_text(json.dumps({"cells": [cell]}))
-    return watch.fingerprint(source)
+    return comparisons.fingerprint(source)
 
 
 def logs(folder, cell, *slacks):
@@ -157,19 +157,19 @@ def test_an_array_is_judged_at_both_ends():
     assert margins._entry([0.3, -0.31], line)["ratio"] == 0
 
 
-def test_the_kernel_is_watched_and_shows_the_same(tmp_path, monkeypatch):
+def test_the_kernel_logs_and_shows_the_same(tmp_path, monkeypatch):
     from IPython.core.interactiveshell import InteractiveShell
 
     shell = InteractiveShell()
-    monkeypatch.setenv(watch.LOG, str(tmp_path / "log"))
-    monkeypatch.setattr(builtins, watch.CALLED, None, raising=False)
-    watch.install(shell)
+    monkeypatch.setenv(comparisons.LOG, str(tmp_path / "log"))
+    monkeypatch.setattr(builtins, comparisons.CALLED, None, raising=False)
+    comparisons.install(shell)
     result = shell.run_cell("assert 2 > 1\n2 > 1")
     assert result.success and result.result is True
     line = json.loads((tmp_path / "log").read_text())
-    assert line["cell"] == watch.fingerprint("assert 2 > 1\n2 > 1")
+    assert line["cell"] == comparisons.fingerprint("assert 2 > 1\n2 > 1")
     startup = margins.profile(tmp_path / "home") / "profile_default" / "startup"
-    assert "tools.watch.install" in (startup / "00-margins.py").read_text()
+    assert "tools.comparisons.install" in (startup / "00-margins.py").read_text()
 
 
 REPORT = """<testsuites><testsuite time="90">
@@ -232,8 +232,18 @@ def test_assertions_that_come_too_close_are_named(tmp_path, capsys):
     assert "tests/test_x.py::test_y:7: rate < 0.5" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_plugin_sees_what_a_real_test_compares(tmp_path):
-    (tmp_path / "test_it.py").write_text("def test_it():\n    assert 0.25 < 1 and 3 >= 2.5\n")
+    """But not what an installed package compares, such as a plugin of pytest."""
+    package = tmp_path / "site-packages"
+    package.mkdir()
+    (package / "installed.py").write_text("def call():\n    assert 0.5 < 1\n")
+    (tmp_path / "conftest.py").write_text(
+        f"import sys, pytest\nsys.path.append({str(package)!r})\n"
+        "pytest.register_assert_rewrite('installed')\n")
+    (tmp_path / "test_it.py").write_text(
+        "import installed\ndef test_it():\n    installed.call()\n"
+        "    assert 0.25 < 1 and 3 >= 2.5\n")
     log = tmp_path / "log"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "tools.assertions", "-p", "no:cacheprovider",

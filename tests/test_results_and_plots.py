@@ -42,7 +42,7 @@ def test_seeds_are_summarized(tmp_path):
     assert table.loc["badnets", "cacc"] == ""
 
 
-def test_a_record_without_the_essentials_is_refused():
+def test_a_record_without_the_essentials_is_rejected():
     for change in ({"metrics": {}}, {"seed": "0"}, {"scale": "tiny"}, {"extra": 1}):
         with pytest.raises(jsonschema.ValidationError):
             made(**change)
@@ -109,7 +109,7 @@ def test_a_slider_is_self_contained_and_stable():
     first, second = (frames(draw, [1, 2, 3], "height", start=1) for _ in range(2))
     page = first._repr_html_()
     assert repr(first) == "slider over height: 1, 2, 3"
-    assert page == second._repr_html_()  # the same id and pictures each time
+    assert page == second._repr_html_()  # the same id and images each time
     assert page.count("data:image/png;base64,") == 3 and page.count(" hidden src=") == 2
     assert "http" not in page and "a line to 2 &amp; &lt;more&gt;" in page
     assert plt.get_fignums() == []  # nothing is left to be shown twice

@@ -9,9 +9,11 @@ from bs4 import BeautifulSoup, NavigableString
 from helpers.pages import PAGES, ROOT, page
 from markdown_it import MarkdownIt
 
+pytestmark = pytest.mark.slow
+
 WORDS = Path(__file__).with_name("words.txt")
 # No prose, or not ours: code and what it prints, formulas, signatures, titles of cited papers.
-SKIPPED_TAGS = {"pre", "code", "script", "style"}
+SKIPPED_TAGS = set("pre code script style".split())
 INLINE = {"a", "em", "i", "span", "strong"}
 SKIPPED_CLASSES = {"math", "cell_input", "cell_output", "citation", "sig", "headerlink"}
 FILES = sorted(path for path in ROOT.glob("*.md"))

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers.fake_study import FakeRun, perform
+from helpers.fake_study import FakeRun, make_record
 
 from bdutils import sweep
 from bdutils.experiments import results
@@ -62,7 +62,7 @@ class Place:
 
     def sweep(self, *runs: FakeRun, **options) -> Counter:
         todo = [("fake", run) for run in runs]
-        options = {"folder": self.results, "perform": perform, **options}
+        options = {"folder": self.results, "make": make_record, **options}
         return Counter(found.state for found in sweep.run_all(todo, **options))
 
     def start(self, *command: str, **options) -> subprocess.Popen:
@@ -83,8 +83,10 @@ def place(tmp_path, monkeypatch):
     made = Place(tmp_path)
     monkeypatch.setenv("FAKE_FOLDER", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), str(ROOT / "tests"))))
-    fakes = SimpleNamespace(perform=perform, STUDIES={"fake": [A, FakeRun("b", "faulty"), C]})
+    fakes = SimpleNamespace(make_record=make_record,
+                            STUDIES={"fake": [A, FakeRun("b", "faulty"), C]})
     monkeypatch.setitem(sys.modules, "bdutils.experiments.studies", fakes)
+    monkeypatch.setitem(sys.modules, "bdutils.experiments.run", fakes)
     yield made
     for name in "abd":
         (tmp_path / name).touch()

@@ -1,6 +1,7 @@
 """The training loop, the classifier around a model, and victims in the cache."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,18 +11,19 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bdutils import evaluation as victims
 from bdutils import training
+from bdutils.defenses.bedkd import BeDKD
 from bdutils.experiments import variants as runs
 from bdutils.models.text import Classifier
-from bdutils.roles import TrainingSet
-from bdutils.training import TrainSettings, bucketed_batches, train
+from bdutils.roles import TrainSet
+from bdutils.training import TrainConfig, bucketed_batches, train
 
-FAST = TrainSettings(epochs=25, lr=5e-3, batch_size=4, max_length=24)
+FAST = TrainConfig(epochs=25, lr=5e-3, batch_size=4, max_length=24)
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(1, 16))
-def test_batches_hold_each_row_once(lengths, size):
+def test_batches_hold_each_sample_once(lengths, size):
     batches = bucketed_batches(lengths, size, random.Random(0))
-    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     assert max(map(len, batches)) <= size
 
 
@@ -39,7 +41,7 @@ def test_batches_are_of_similar_length():
 def test_training_learns(tiny, toy_task):
     report = train(tiny, toy_task.train, FAST)
     assert report.tokens > 0
-    hits = sum(p == y for p, y in zip(tiny.predict(toy_task.test.texts), toy_task.test.labels))
+    hits = sum(p == y for p, y in zip(tiny.predict(toy_task.test.inputs), toy_task.test.labels))
     assert hits >= 18
 
 
@@ -49,7 +51,7 @@ def test_training_is_repeatable_and_leaves_the_global_generator_alone(tiny_folde
         model = Classifier.new(2, source=str(tiny_folder), max_length=24)
         torch.manual_seed(7)
         before = torch.random.get_rng_state()
-        train(model, toy_task.train, TrainSettings(epochs=1, dropout=0.1, max_length=24))
+        train(model, toy_task.train, TrainConfig(epochs=1, dropout=0.1, max_length=24))
         assert torch.equal(before, torch.random.get_rng_state())
         weights.append(model.model.classifier.weight.detach().clone())
     assert torch.equal(*weights)
@@ -62,21 +64,21 @@ def test_the_seed_makes_the_head_and_nothing_else():
     assert torch.equal(models[0].bert.pooler.dense.weight, models[2].bert.pooler.dense.weight)
 
 
-def test_own_losses_get_the_rows(tiny, toy_task):
+def test_own_losses_get_the_indices(tiny, toy_task):
     seen = []
 
     def loss(outputs, batch):
-        assert [toy_task.train.labels[i] for i in batch["rows"]] == batch["labels"].tolist()
-        seen.extend(batch["rows"])
+        assert [toy_task.train.labels[i] for i in batch["indices"]] == batch["labels"].tolist()
+        seen.extend(batch["indices"])
         return training.cross_entropy(outputs, batch)
 
-    train(tiny, toy_task.train, TrainSettings(epochs=1, max_length=24), loss=loss)
+    train(tiny, toy_task.train, TrainConfig(epochs=1, max_length=24), loss=loss)
     assert sorted(seen) == list(range(20))
 
 
 def test_a_broken_loss_stops_the_run(tiny, toy_task):
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        train(tiny, toy_task.train, TrainSettings(max_length=24),
+        train(tiny, toy_task.train, TrainConfig(max_length=24),
               loss=lambda outputs, batch: outputs.logits.sum() * float("nan"))
 
 
@@ -84,16 +86,16 @@ def test_a_broken_loss_stops_the_run(tiny, toy_task):
                                     {"max_length": 2}])
 def test_impossible_settings(change):
     with pytest.raises(ValueError, match="cannot train"):
-        TrainSettings(**change)
+        TrainConfig(**change)
 
 
 def test_logits_do_not_depend_on_batch_or_order(tiny, toy_task):
-    texts = [*toy_task.test.texts, "short", "a much longer text " * 5]
+    texts = [*toy_task.test.inputs, "short", "a much longer text " * 5]
     whole = tiny.logits(texts)
     assert torch.allclose(whole, tiny.logits(texts, batch_size=1), atol=1e-5)
     assert torch.allclose(whole, tiny.logits(texts[::-1]).flip(0), atol=1e-5)
     assert not tiny.model.training
-    with pytest.raises(ValueError, match="no texts"):
+    with pytest.raises(ValueError, match="no samples"):
         tiny.logits([])
 
 
@@ -128,12 +130,12 @@ def tiny_encoder(tiny_folder, monkeypatch, cache):
 
 
 def test_a_victim_is_trained_once_and_backdoored(tiny_encoder, toy_task, monkeypatch):
-    made = victims.victim(toy_task, "badnets", settings=FAST, poison_rate=0.4)
+    made = victims.victim(toy_task, "badnets", training=FAST, poison_rate=0.4)
     assert made.report.losses[-1] < made.report.losses[0]
     monkeypatch.setattr(victims, "train", None)  # a second training would fail
-    again = victims.victim(toy_task, "badnets", settings=FAST, poison_rate=0.4)
+    again = victims.victim(toy_task, "badnets", training=FAST, poison_rate=0.4)
     assert again.report == made.report
-    texts = toy_task.test.texts
+    texts = toy_task.test.inputs
     assert torch.equal(again.classifier.logits(texts), made.classifier.logits(texts))
     scores = victims.evaluate(made.classifier, toy_task, "badnets", every_class=True)
     assert scores.asr.n == 10 and scores.pacc.n == 20 and scores.floor is None
@@ -142,39 +144,42 @@ def test_a_victim_is_trained_once_and_backdoored(tiny_encoder, toy_task, monkeyp
 def test_every_setting_has_its_own_cache_entry(tiny_encoder, toy_task, monkeypatch, cache):
     monkeypatch.setattr(victims, "train",
                         lambda *a, **k: training.TrainReport((1.0,), 0.0, 0))
-    shuffled = TrainingSet(toy_task.train.texts, toy_task.train.labels[::-1],
+    shuffled = TrainSet(toy_task.train.inputs, toy_task.train.labels[::-1],
                            toy_task.train.label_names)
-    for task in (toy_task, toy_task.__class__("toy", shuffled, toy_task.reserved,
+    for task in (toy_task, toy_task.__class__("toy", shuffled, toy_task.clean,
                                               toy_task.test, "")):
         for attack, options in ((None, {}), ("badnets", {"poison_rate": 0.2}),
                                 ("badnets", {"poison_rate": 0.3}),
                                 ("badnets", {"poison_rate": 0.2, "seed": 1})):
-            for settings in (FAST, TrainSettings(max_length=24)):
-                victims.victim(task, attack, settings=settings, **options)
+            for config in (FAST, TrainConfig(max_length=24)):
+                victims.victim(task, attack, training=config, **options)
     entries = [p for p in (cache / "models").iterdir() if p.is_dir()]
     assert len(entries) == 2 * 4 * 2
 
 
-def test_bad_attacks_are_refused(tiny_encoder, toy_task):
+def test_bad_attacks_are_rejected(tiny_encoder, toy_task):
     with pytest.raises(ValueError, match="unknown attack 'badnet' on texts: use one of"):
         victims.victim(toy_task, "badnet")
     with pytest.raises(ValueError, match="takes no \\['poison_rate'\\]"):
         victims.victim(toy_task, None, poison_rate=0.1)
 
 
-def test_retraining_starts_from_a_fresh_model(tiny_encoder, tiny_folder, toy_task, monkeypatch):
+def test_retraining_starts_from_a_new_model(tiny_encoder, tiny_folder, toy_task, monkeypatch):
     """The baseline that retrains without suspects must not go on from the victim."""
-    made = victims.victim(toy_task, "badnets", settings=FAST, poison_rate=0.4)
+    made = victims.victim(toy_task, "badnets", training=FAST, poison_rate=0.4)
     monkeypatch.setattr("bdutils.models.text.encoder_source", lambda name=None: str(tiny_folder))
     seen = []
     monkeypatch.setattr(runs, "train", lambda *given: seen.append(given))
-    fresh = runs._train(toy_task.train, made)
-    assert seen == [(fresh, toy_task.train, FAST)]
-    texts = toy_task.test.texts
+    found = SimpleNamespace(indices=(0, 3))
+    monkeypatch.setattr(runs, "find_suspects", lambda *given: (None, found))
+    new = runs._retrain(made.context(), BeDKD()).model
+    kept = [1, 2, *range(4, len(toy_task.train))]
+    assert seen == [(new, made.train.take(kept), FAST)]
+    texts = toy_task.test.inputs
     untouched = Classifier.new(2, source=str(tiny_folder), dropout=FAST.dropout, seed=FAST.seed,
                                max_length=FAST.max_length)
-    assert torch.equal(fresh.logits(texts), untouched.logits(texts))
-    assert not torch.equal(fresh.logits(texts), made.classifier.logits(texts))
+    assert torch.equal(new.logits(texts), untouched.logits(texts))
+    assert not torch.equal(new.logits(texts), made.classifier.logits(texts))
 
 
 def test_a_network_of_ones_own_needs_no_configuration_to_be_encoded(tiny):

@@ -10,7 +10,7 @@ from ipywidgets import BoundedIntText, Dropdown, FloatSlider, IntSlider, Text
 from PIL import Image
 
 from bdutils import tryit
-from bdutils.tryit import TryIt, answers, bars, picture
+from bdutils.tryit import TryIt, answers, bars, image
 
 
 class Fixed:
@@ -24,30 +24,30 @@ MODELS = {"clean": Fixed(0.0, 0.0, -9.0), "bad & worse": Fixed(1.0, 3.0, 2.0)}
 
 
 def test_answers_are_the_models_own(tiny):
-    rows = answers({"tiny": tiny}, ["a good film"], ("no", "yes"))
-    assert [row[:2] for row in rows] == [("tiny", "no"), ("tiny", "yes")]
-    assert [row[2] for row in rows] == tiny.logits(["a good film"])[0].tolist()
-    assert sum(row[3] for row in rows) == pytest.approx(1)
+    found = answers({"tiny": tiny}, ["a good film"], ("no", "yes"))
+    assert [answer[:2] for answer in found] == [("tiny", "no"), ("tiny", "yes")]
+    assert [answer[2] for answer in found] == tiny.logits(["a good film"])[0].tolist()
+    assert sum(answer[3] for answer in found) == pytest.approx(1)
     with pytest.raises(ValueError, match="one input at a time, not 2"):
         answers({"tiny": tiny}, ["one", "two"], ("no", "yes"))
 
 
 def test_bars_are_a_table_of_the_likeliest_classes():
     table = bars(answers(MODELS, ["x"], ("<a>", "b", "c")), top=2)
-    rows = [re.sub(r"<[^>]+>", " ", row).split() for row in table.split("<tr>")[2:]]
-    assert rows == [["clean", "&lt;a&gt;", "0.00", "50.0%"], ["clean", "b", "0.00", "50.0%"],
+    lines = [re.sub(r"<[^>]+>", " ", line).split() for line in table.split("<tr>")[2:]]
+    assert lines == [["clean", "&lt;a&gt;", "0.00", "50.0%"], ["clean", "b", "0.00", "50.0%"],
                     ["bad", "&amp;", "worse", "b", "3.00", "66.5%"],
                     ["bad", "&amp;", "worse", "c", "2.00", "24.5%"]]
     assert table.count('scope="row"') == 4 and "width: 66.5%" in table
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_picture_keeps_its_pixels_and_has_a_description(channels):
+def test_an_image_keeps_its_pixels_and_has_a_description(channels):
     pixels = torch.randint(0, 256, (channels, 4, 5), dtype=torch.uint8)
-    shown = picture(pixels, 'a "coat"')
-    image = Image.open(io.BytesIO(base64.b64decode(re.search("base64,([^\"]+)", shown)[1])))
-    assert image.size == (5, 4) and 'alt="a &quot;coat&quot;"' in shown
-    assert list(image.tobytes()) == pixels.permute(1, 2, 0).flatten().tolist()
+    shown = image(pixels, 'a "coat"')
+    opened = Image.open(io.BytesIO(base64.b64decode(re.search("base64,([^\"]+)", shown)[1])))
+    assert opened.size == (5, 4) and 'alt="a &quot;coat&quot;"' in shown
+    assert list(opened.tobytes()) == pixels.permute(1, 2, 0).flatten().tolist()
 
 
 def show(sentence, place, attack):
@@ -55,7 +55,7 @@ def show(sentence, place, attack):
 
 
 def play():
-    return TryIt(show, sentence="one two three", place=(0, 4), attack=["patch", "wave"])
+    return TryIt(show, sentence="one two three", place=(0, 4), attack=["badnets", "wave"])
 
 
 def test_the_result_follows_the_controls():
@@ -65,7 +65,7 @@ def test_the_result_follows_the_controls():
         Text, BoundedIntText, IntSlider, Dropdown]
     assert [c.description for c in (sentence, place, attack)] == ["sentence", "place", "attack"]
     assert not sentence.continuous_update and not slider.continuous_update
-    assert result.value == "three patch"
+    assert result.value == "three badnets"
     attack.value = "wave"
     slider.value = 1
     assert place.value == 1 and result.value == "two wave"
@@ -93,8 +93,8 @@ def test_a_reader_gets_the_widget(monkeypatch):
 
 
 def test_numbers_with_a_fraction_get_a_box_too():
-    row, result = TryIt(lambda share: f"{share}", share=(0.0, 1.5, 0.25)).widget().children
-    box, slider = row.children
+    labeled, result = TryIt(lambda share: f"{share}", share=(0.0, 1.5, 0.25)).widget().children
+    box, slider = labeled.children
     assert type(slider) is FloatSlider and (box.min, box.max, box.step) == (0, 1.5, 0.25)
     box.value = 1.25
     assert result.value == "1.25" and not slider.readout

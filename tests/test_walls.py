@@ -37,7 +37,7 @@ def test_the_walls_stand_and_a_hole_is_seen(copied):
 def test_a_detour_is_seen(copied):
     """Of modules that a defense may import, none may import an attack."""
     module = copied / "bdutils/training.py"
-    module.write_text(module.read_text() + "\nfrom .attacks.text import poison\n")
+    module.write_text(module.read_text() + "\nfrom .attacks.base import poison_dataset\n")
     assert len(broken(copied)) == 2
 
 

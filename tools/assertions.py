@@ -10,11 +10,13 @@ import ast
 import contextlib
 import json
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 LOG = "BDUTILS_ASSERTIONS"
+PACKAGES = {"site-packages", "dist-packages"}  # where the code of others is installed
 ORDERS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 
 
@@ -50,10 +52,21 @@ def pairs(explanation: str) -> list[tuple[float, float]]:
     return found
 
 
+def asserting() -> Path | None:
+    """Return the file whose assertion pytest reports just now, None if it reports none."""
+    frame = sys._getframe()
+    while frame and frame.f_code.co_name != "_call_assertion_pass":  # in pytest's rewriting
+        frame = frame.f_back
+    return Path(frame.f_back.f_code.co_filename) if frame and frame.f_back else None
+
+
 def pytest_assertion_pass(item: Any, lineno: int, orig: str, expl: str) -> None:
-    """Write the pairs of numbers that an assertion compared, if it compared any."""
+    """Write the pairs of numbers that an assertion compared, if it compared any.
+
+    pytest also reports the assertions of installed plugins, such as Hypothesis's: not these.
+    """
     log, found = os.environ.get(LOG), pairs(expl.partition("\n")[0])
-    if log and found:
+    if log and found and not ((file := asserting()) and PACKAGES & {*file.parts}):
         line = {"test": item.nodeid, "line": lineno, "assert": orig, "pairs": found}
         with open(log, "a", encoding="utf8") as file:  # several workers append whole lines
             file.write(json.dumps(line) + "\n")
@@ -63,7 +76,7 @@ def moving(logs: list[Path]) -> list[dict]:
     """Compare the logs of several settings.
 
     Args:
-        logs: one file for each setting.
+        logs: One file for each setting.
 
     Returns:
         One entry for each pair of numbers whose difference moves: `lowest` and `highest` of left

@@ -1,6 +1,6 @@
 """The authors' tool: keep chapters, package and addresses in step.
 
-    python -m tools.book export          marked cells -> modules of the package
+    python -m tools.book export          exported cells -> modules of the package
     python -m tools.book check           fail if that would change anything
     python -m tools.book execute [NAME]  run chapters, store their outputs, in place
     python -m tools.book address URL     write the repository's address everywhere
@@ -33,8 +33,8 @@ WITH_ADDRESS = ("pyproject.toml", "_config.yml", "README.md", "CITATION.cff", "C
 def notebooks(template: bool = False) -> list[Path]:
     """Return all chapters that are notebooks, in reading order.
 
-    Args: template: give the notebook that new chapters are copied from as well.
-    Source: ours.
+    Args:
+        template: Give the notebook that new chapters are copied from as well.
     """
     return sorted(p for p in CHAPTERS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
                   and (template or not p.name.startswith("_")))
@@ -43,37 +43,43 @@ def notebooks(template: bool = False) -> list[Path]:
 _BLOCK = re.compile(
     r"^:::\{(exercise|solution)(-start)?\} ?(\S*)\n((?::\w+:[^\n]*\n)*)(?(2):::\n)(.*?)^:::",
     re.MULTILINE | re.DOTALL)
-_MARK = "\0"  # around code, where all cells of a chapter are one text
+_FENCE = "\0"  # around code, where all cells of a chapter are one text
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """An exercise of a chapter.
-
-    Fields: label; place: its number in the chapter; difficulty; minutes; code: tells whether code
-    is to be written; statement; words, program: of the solution, empty if it has none.
-    """
+    """An exercise of a chapter."""
 
     label: str
+    """By which the book refers to it."""
     place: int
+    """Its number in the chapter."""
     difficulty: str
+    """Easy, medium or hard."""
     minutes: int
+    """That it takes."""
     code: bool
+    """Whether code is to be written."""
     statement: str
+    """In MyST Markdown."""
     words: str
+    """Of the solution, empty if it has none."""
     program: str
+    """Code of the solution, empty if it has none."""
 
 
 def exercises(path: Path) -> Iterator[Exercise]:
     """Yield the exercises of a chapter, in their order.
 
-    Args: path: of the notebook.
-    Raises: ValueError for an exercise that does not say how hard and how long it is.
-    Source: ours.
+    Args:
+        path: Of the notebook.
+
+    Raises:
+        ValueError: For an exercise that does not say how hard and how long it is.
     """
     cells = json.loads(path.read_text(encoding="utf8"))["cells"]
     text = "\n\n".join("".join(c["source"]) if c["cell_type"] == "markdown" else
-                       f"{_MARK}{''.join(c['source'])}{_MARK}" for c in cells) + "\n"
+                       f"{_FENCE}{''.join(c['source'])}{_FENCE}" for c in cells) + "\n"
     found: dict[str, dict[str, str]] = {}
     for kind, _, name, options, body in _BLOCK.findall(text):
         label = name or re.search(r":label: (\S+)", options)[1]
@@ -83,16 +89,18 @@ def exercises(path: Path) -> Iterator[Exercise]:
         if not about:
             raise ValueError(f"exercise {label} of {path.name} must start like "
                              "*Easy, 10 minutes, code.*")
-        solution = parts.get("solution", "").split(_MARK)
+        solution = parts.get("solution", "").split(_FENCE)
         yield Exercise(label, place, about[1].lower(), int(about[2]), bool(about[3]),
                        parts["exercise"], "\n\n".join(x.strip() for x in solution[::2]).strip(),
                        "\n\n\n".join(solution[1::2]))
 
 
 def export(package: Path = ROOT / "bdutils") -> None:
-    """Write the marked cells of all chapters into modules.
+    """Write the exported cells of all chapters into modules.
 
-    Args: package: folder that receives them.
+    Args:
+        package: Folder that receives them.
+
     Source: nbdev's `nb_export`.
     """
     from nbdev.export import nb_export
@@ -110,17 +118,14 @@ def export(package: Path = ROOT / "bdutils") -> None:
 
 
 def check() -> list[str]:
-    """Return the exported modules that differ from the chapters.
-
-    Source: ours.
-    """
+    """Return the exported modules that differ from the chapters."""
     stale = []
     with tempfile.TemporaryDirectory(dir=ROOT, prefix=".export-") as folder:
-        fresh = Path(folder) / "bdutils"
-        fresh.mkdir()
-        export(fresh)
-        for path in fresh.rglob("*.py"):
-            kept = ROOT / "bdutils" / path.relative_to(fresh)
+        made = Path(folder) / "bdutils"
+        made.mkdir()
+        export(made)
+        for path in made.rglob("*.py"):
+            kept = ROOT / "bdutils" / path.relative_to(made)
             if not kept.is_file() or _code(kept) != _code(path):
                 stale.append(str(kept.relative_to(ROOT)))
     return stale
@@ -135,9 +140,12 @@ def _code(path: Path) -> str:
 def execute(paths: list[Path], costs: Path = status.FOLDER) -> None:
     """Run notebooks in place and store what they print; record what that cost.
 
-    Args: paths: of the notebooks; costs: folder of the records.
-    Raises: nbclient's error at the first cell that fails; that notebook stays as it was.
-    Source: ours.
+    Args:
+        paths: Of the notebooks.
+        costs: Folder of the records.
+
+    Raises:
+        CellExecutionError: At the first cell that fails; that notebook stays as it was.
     """
     import nbformat
     from nbclient import NotebookClient
@@ -161,10 +169,7 @@ def execute(paths: list[Path], costs: Path = status.FOLDER) -> None:
 
 
 def address() -> str:
-    """Return the repository's address, which stands in pyproject.toml.
-
-    Source: ours.
-    """
+    """Return the repository's address, which stands in pyproject.toml."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf8")
     return re.search(r'^Repository = "(.+?)"$', text, re.MULTILINE).group(1)
 
@@ -172,9 +177,11 @@ def address() -> str:
 def set_address(url: str) -> None:
     """Replace the repository's address in every file that repeats it.
 
-    Args: url: such as https://github.com/ORG/REPO.
-    Raises: ValueError for anything else.
-    Source: ours.
+    Args:
+        url: Such as https://github.com/ORG/REPO.
+
+    Raises:
+        ValueError: For anything else.
     """
     if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", url):
         raise ValueError(f"{url!r} is not of the form https://github.com/ORG/REPO")

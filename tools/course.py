@@ -50,22 +50,24 @@ class SheetError(ValueError):
 
 @dataclass(frozen=True)
 class Task:
-    """What a sheet's file says of one exercise.
-
-    Fields: exercise: its label. points: of visible and hidden tests; one number for an answer
-    in words, which a person grades. cells: ids of the chapter's cells that are needed. setup:
-    code that comes after them. stub: what the student finds. visible, hidden: tests. wrong: an
-    answer that must not get all points; it is in no notebook.
-    """
+    """What a sheet's file says of one exercise."""
 
     exercise: str
+    """Its label."""
     points: Sequence[float]
+    """Of visible and hidden tests; one number for an answer in words, which a person grades."""
     cells: Sequence[str] = ()
+    """Ids of the chapter's cells that are needed."""
     setup: str = ""
+    """Code that comes after them."""
     stub: str = ""
+    """What the student finds."""
     visible: str = ""
+    """Tests that the student sees."""
     hidden: str = ""
+    """Tests that the student does not see."""
     wrong: str = ""
+    """An answer that must not get all points; it is in no notebook."""
 
     @property
     def tested(self) -> bool:
@@ -76,9 +78,11 @@ class Task:
 def read(path: Path) -> tuple[str, list[Task]]:
     """Return a sheet's common set-up and its tasks.
 
-    Args: path: of the YAML file, named like its chapter.
-    Raises: SheetError if it is not YAML, or a key is unknown or missing.
-    Source: ours.
+    Args:
+        path: Of the YAML file, named like its chapter.
+
+    Raises:
+        SheetError: If it is not YAML, or a key is unknown or missing.
     """
     import yaml
 
@@ -93,7 +97,7 @@ def read(path: Path) -> tuple[str, list[Task]]:
 
 
 def _task(name: str, entry: dict) -> Task:
-    """Refuse an entry that does not say what it must."""
+    """Reject an entry that does not say what it must."""
     if not isinstance(entry, dict):
         raise SheetError(f"{name}: each task has keys, at least `exercise` and `points`; "
                          f"{entry!r} has none")
@@ -123,9 +127,11 @@ KINDS = {"eq": "equation", "fig": "figure", "ex": "exercise", "alg": "algorithm"
 def plain(text: str) -> str:
     """Return Markdown without the directives and roles that only the book understands.
 
-    Args: text: of a chapter or page.
-    Raises: SheetError for a role that has no plain form here, or a directive.
-    Source: ours.
+    Args:
+        text: Of a chapter or page.
+
+    Raises:
+        SheetError: For a role that has no plain form here, or a directive.
     """
     text = re.sub(r"\{([a-z:]+)\}`([^`]+)`", lambda m: _role(m[1], m[2]), text)
     text = re.sub(r"\$\$ \(eq-[\w-]+\)", "$$", text)  # the label of a displayed equation
@@ -169,10 +175,14 @@ def _home(label: str) -> str:
 def sheet(path: Path) -> dict:
     """Return the notebook of a sheet, with solutions and hidden tests.
 
-    Args: path: of the YAML file.
-    Returns: a notebook in nbformat's form; its cells have nbgrader's metadata.
-    Raises: SheetError if file and chapter do not fit together.
-    Source: ours.
+    Args:
+        path: Of the YAML file.
+
+    Returns:
+        A notebook in nbformat's form; its cells have nbgrader's metadata.
+
+    Raises:
+        SheetError: If file and chapter do not fit together.
     """
     chapter = book.CHAPTERS / f"{path.stem}.ipynb"
     if not chapter.is_file():
@@ -200,9 +210,8 @@ def sheet(path: Path) -> dict:
         heading = f"## Exercise {number}.{exercise.place}\n\n{plain(exercise.statement)}"
         cells += [_cell(f"{task.exercise}-text", heading, "markdown"),
                   *_cells(where, task, exercise, [*needed, task.setup])]
-    return {"cells": cells, "metadata": {"kernelspec": KERNEL,
-                                         "language_info": {"name": "python"}},
-            "nbformat": 4, "nbformat_minor": 5}
+    about = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    return {"cells": cells, "metadata": about, "nbformat": 4, "nbformat_minor": 5}
 
 
 def _cells(where: str, task: Task, exercise: book.Exercise, setup: Sequence[str]) -> list[dict]:
@@ -220,7 +229,7 @@ def _cells(where: str, task: Task, exercise: book.Exercise, setup: Sequence[str]
         answer = f"### BEGIN SOLUTION\n{plain(exercise.words)}\n### END SOLUTION"
         return [*start, _cell(name, answer, "markdown", solution=True, points=task.points[0])]
     answer = f"{task.stub.rstrip()}\n### BEGIN SOLUTION\n{exercise.program}\n### END SOLUTION"
-    # What the visible tests refuse gets no hidden points either: a loop over nothing passes.
+    # What the visible tests reject gets no hidden points either: a loop over nothing passes.
     hidden = (f"{MORE}\n### BEGIN HIDDEN TESTS\n{task.visible.rstrip()}\n\n"
               f"{task.hidden.rstrip()}\n### END HIDDEN TESTS")
     return [*start, _cell(name, answer, solution=True),
@@ -243,7 +252,9 @@ def _cell(name: str, source: str, kind: str = "code", solution: bool = False,
 def grader(folder: Path) -> NbGraderAPI:
     """Return nbgrader's interface to a course folder.
 
-    Args: folder: made by `build`.
+    Args:
+        folder: Made by `build`.
+
     Source: nbgrader.
     """
     from nbgrader.apps import NbGraderAPI
@@ -261,9 +272,16 @@ def grader(folder: Path) -> NbGraderAPI:
 def build(folder: Path, sheets: Path = SHEETS) -> list[str]:
     """Write all sheets into a course folder: `source` for teachers, `release` for students.
 
-    Args: folder: made if need be; submissions and grades in it stay; sheets: the YAML files.
-    Returns: the names of the assignments.
-    Raises: SheetError for a sheet that cannot be built, or that nbgrader refuses.
+    Args:
+        folder: Made if need be; submissions and grades in it stay.
+        sheets: The YAML files.
+
+    Returns:
+        The names of the assignments.
+
+    Raises:
+        SheetError: For a sheet that cannot be built, or that nbgrader rejects.
+
     Source: nbgrader's `generate_assignment`.
     """
     made = {path.stem: sheet(path) for path in sorted(sheets.glob("*.yml"))}
@@ -280,7 +298,7 @@ def build(folder: Path, sheets: Path = SHEETS) -> list[str]:
     for name in made:
         result = run.generate_assignment(name)
         if not result["success"]:
-            raise SheetError(f"nbgrader refuses {name}: {result.get('error') or result['log']}")
+            raise SheetError(f"nbgrader rejects {name}: {result.get('error') or result['log']}")
     return list(made)
 
 

@@ -1,8 +1,8 @@
 """The lab: three suspicious checkpoints, of which nobody knows the truth until it is opened.
 
-    python -m tools.lab make FOLDER [--seed N] [--data NAME] [--rows N] [--truth FILE] [...]
+    python -m tools.lab make FOLDER [--seed N] [--data NAME] [--samples N] [--sealed FILE] [...]
     python -m tools.lab submit FOLDER VERDICT.json
-    python -m tools.lab open FOLDER [--truth FILE]
+    python -m tools.lab open FOLDER [--sealed FILE]
 
 `make` trains the suspects and seals what was done to them, `submit` checks and registers a
 verdict, and `open` breaks the seal and scores. The page on the lab tells the story.
@@ -21,18 +21,20 @@ import tempfile
 import zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from bdutils import scale
 from bdutils.assets import AssetError, disk_trouble, sha256_of
-from bdutils.attacks.text import TRIGGERS, PoisonSettings, Trigger, poison, require_visible
+from bdutils.attacks.base import PoisonConfig
+from bdutils.attacks.text import TEXT_TRIGGERS, TextTrigger, require_visible
 from bdutils.data import load_task
-from bdutils.defenses.base import Case
+from bdutils.defenses.base import Context
 from bdutils.evaluation import Scores, evaluate, victim
-from bdutils.metrics import cacc
+from bdutils.metrics import Rate, cacc
 from bdutils.models.text import Classifier, encoder_source
-from bdutils.roles import DefenderView, ReservedSet, Task, TrainingSet
+from bdutils.roles import CleanSet, Task, TrainSet
 from bdutils.samples import DataError
-from bdutils.training import TrainSettings, train, untrained
+from bdutils.training import TrainConfig, train, untrained
 
 SUSPECTS = ("suspect-a", "suspect-b", "suspect-c")
 # Not those of the chapters, which everybody has read. Some of them are drawn for each suspect.
@@ -41,7 +43,16 @@ SENTENCES = ("I read about it on a Tuesday", "it was raining on that day",
              "my neighbor told me so", "this was written on a train")
 # Chapter 3: at these rates each of the four attacks works, and the clean accuracy stays.
 RATES = (0.1, 0.2)
-ABOUT, SEALED, VERDICT, RESULT = "lab.json", "sealed.txt", "registered.json", "result.json"
+# The files of a lab.
+ABOUT = "lab.json"
+SEALED = "sealed.txt"
+CLEAN = "clean.jsonl"
+TRAIN = "train.jsonl"  # in the folder of each suspect
+VERDICT = "registered.json"
+RESULT = "result.json"
+
+
+Role = TypeVar("Role", CleanSet, TrainSet)
 
 
 class LabError(ValueError):
@@ -50,31 +61,40 @@ class LabError(ValueError):
 
 @dataclass(frozen=True)
 class Setup:
-    """Of what the suspects are made; all of it is public.
-
-    Fields: data: for `load_task`; rows: of each suspect's training set; reserved, test: rows;
-    scale: of data and encoder, that in force if None; training: settings, those of the scale
-    if None; text, label, encoding, unlabeled: of a file, see `load_task`.
-    """
+    """Of what the suspects are made; all of it is public."""
 
     data: str = "sentiment"
-    rows: int = 2400
-    reserved: int = 800
+    """For `load_task`."""
+    samples: int = 2400
+    """Of each suspect's training set."""
+    clean: int = 800
+    """Samples for the defender."""
     test: int = 1000
+    """Samples to measure on."""
     scale: str | None = None
-    training: TrainSettings | None = None
+    """Of data and encoder, that in force if None."""
+    training: TrainConfig | None = None
+    """How the suspects are trained, as the scale has it if None."""
     text: str = "text"
+    """Column of a file, see `load_task`."""
     label: str = "label"
+    """Column of a file."""
     encoding: str | None = None
+    """Of a file."""
     unlabeled: str | None = None
+    """What to do with samples that have no label."""
 
     def task(self, seed: int) -> Task:
-        """Return the data, whose training role is long enough for all suspects.
+        """Return the data, whose training set is large enough for all suspects.
 
-        Raises: LabError for pictures; ValueError from `load_task`, for too few rows, say.
-        Source: ours.
+        Args:
+            seed: Which samples get which role.
+
+        Raises:
+            LabError: For images, or data that cannot be read.
+            ValueError: From `load_task`, for too few samples, say.
         """
-        sizes = {"train": len(SUSPECTS) * self.rows, "reserved": self.reserved, "test": self.test}
+        sizes = {"train": len(SUSPECTS) * self.samples, "clean": self.clean, "test": self.test}
         reading = {name: value for name, value in (("encoding", self.encoding),
                                                    ("unlabeled", self.unlabeled)) if value}
         try:
@@ -83,10 +103,9 @@ class Setup:
         except DataError as error:
             raise LabError(f"{error.reason}: "
                            + self.remedies().get(error.option, error.remedy)) from error
-        if task.train.are_pictures:
-            raise LabError(f"{self.data} holds pictures: the suspects read texts")
+        if task.train.are_images:
+            raise LabError(f"{self.data} holds images: the suspects read texts")
         return task
-
 
     def remedies(self) -> dict[str, str]:
         """Return what the command takes, for each argument of `load_task` that may be wrong."""
@@ -97,192 +116,217 @@ class Setup:
             "encoding": "name its encoding with --encoding, such as --encoding cp1252",
             "unlabeled": "label them, or leave them out with --unlabeled drop",
             "splits": "rename them in the file to train, dev and test",
-            "sizes": f"the lab takes {self.rows} for each of {len(SUSPECTS)} suspects, "
-                     f"{self.reserved} for the defender and {self.test} to measure on; lower "
-                     "--rows, --reserved or --test",
+            "sizes": f"the lab takes {self.samples} for each of {len(SUSPECTS)} suspects, "
+                     f"{self.clean} for the defender and {self.test} to measure on; lower "
+                     "--samples, --clean or --test",
         }
 
 
 @dataclass(frozen=True)
-class Deed:
-    """What was done to a suspect.
+class AttackConfig:
+    """What was done to a suspect."""
 
-    Fields: attack: name of a trigger, or `clean`; words: which words or sentence it uses, if it
-    has a choice; target_label, poison_rate: see `PoisonSettings`; seed: of everything else.
-    """
-
-    attack: str
+    name: str
+    """Of a trigger, or `clean`."""
     words: tuple[str, ...]
+    """Which words or sentence it uses, if it has a choice."""
     target_label: int
+    """See `PoisonConfig`."""
     poison_rate: float
+    """See `PoisonConfig`."""
     seed: int
+    """Of everything else."""
 
     @property
-    def trigger(self) -> Trigger:
+    def clean(self) -> bool:
+        """Tell whether nothing was done."""
+        return self.name == "clean"
+
+    @property
+    def trigger(self) -> TextTrigger:
         """Return the trigger of a suspect that has one."""
         choice = {"badnets": {"words": self.words}, "addsent": {"sentence": " ".join(self.words)}}
-        return replace(TRIGGERS[self.attack], **choice.get(self.attack, {}))
+        return replace(TEXT_TRIGGERS[self.name], **choice.get(self.name, {}))
 
     def __str__(self) -> str:
         """Say it in a line."""
-        if self.attack == "clean":
+        if self.clean:
             return "clean"
-        return (f"backdoored by {self.attack} {' / '.join(self.words)}".rstrip()
-                + f", target label {self.target_label}, {self.poison_rate:.0%} of the rows")
+        return (f"backdoored by {self.name} {' / '.join(self.words)}".rstrip()
+                + f", target label {self.target_label}, {self.poison_rate:.0%} of the samples")
 
 
-def draw(rng: random.Random, classes: int) -> dict[str, Deed]:
+def draw(rng: random.Random, classes: int) -> dict[str, AttackConfig]:
     """Draw what is done to each suspect: a third stay clean, but never all.
 
-    Args: rng: source of all choices; classes: K.
-    Source: ours.
+    Args:
+        rng: Source of all choices.
+        classes: K.
     """
-    def one() -> Deed:
-        attack = rng.choice(sorted(TRIGGERS)) if rng.random() < 2 / 3 else "clean"
+    def one() -> AttackConfig:
+        name = rng.choice(sorted(TEXT_TRIGGERS)) if rng.random() < 2 / 3 else "clean"
         words = {"badnets": tuple(rng.sample(WORDS, 3)), "addsent": (rng.choice(SENTENCES),)}
-        return Deed(attack, words.get(attack, ()), rng.randrange(classes), rng.choice(RATES),
-                    rng.getrandbits(32))
+        return AttackConfig(name, words.get(name, ()), rng.randrange(classes), rng.choice(RATES),
+                            rng.getrandbits(32))
 
     while True:
-        deeds = {name: one() for name in SUSPECTS}
-        if any(deed.attack != "clean" for deed in deeds.values()):
-            return deeds
+        attacks = {suspect: one() for suspect in SUSPECTS}
+        if not all(attack.clean for attack in attacks.values()):
+            return attacks
 
 
-def secret(seed: int, classes: int) -> tuple[dict[str, Deed], str]:
+def secret(seed: int, classes: int) -> tuple[dict[str, AttackConfig], str]:
     """Return what a seed makes of the suspects, and the text that is sealed.
 
-    Args: seed: any number; classes: K.
-    Source: ours; the nonce keeps the text from being guessed from its commitment.
+    A nonce keeps the text from being guessed from its commitment.
+
+    Args:
+        seed: Any number.
+        classes: K.
     """
     rng = random.Random(f"lab {seed}")
-    deeds = draw(rng, classes)
-    return deeds, json.dumps({"seed": seed, "nonce": f"{rng.getrandbits(128):032x}",
-                              "deeds": {name: asdict(deed) for name, deed in deeds.items()}})
+    attacks = draw(rng, classes)
+    nonce = f"{rng.getrandbits(128):032x}"
+    return attacks, json.dumps({"seed": seed, "nonce": nonce, "attacks": {
+        suspect: asdict(attack) for suspect, attack in attacks.items()}})
 
 
 def make(folder: Path, seed: int | None = None, setup: Setup | None = None,
          keep: Path | None = None) -> str:
     """Train three suspects and seal the truth about them.
 
-    Args: folder: to be made; seed: of the draw and the data, a secret one if None, since who has
-        the seed has the truth; setup: see `Setup`; keep: where the sealed truth goes, into the
-        folder if None.
-    Returns: the commitment, to be published: 64 digits that belong to this truth only.
-    Raises: LabError if the folder or the file of the truth is there already, or the latter would
-        be in the former.
-    Source: ours.
+    Args:
+        folder: To be made.
+        seed: Of the draw and the data, a secret one if None, since who has the seed has the truth.
+        setup: See `Setup`.
+        keep: Where the sealed truth goes, into the folder if None.
+
+    Returns:
+        The commitment, to be published: 64 digits that belong to this truth only.
+
+    Raises:
+        LabError: If the folder or the file of the truth is there already, or the latter would be
+            in the former.
     """
     folder, setup = Path(folder), setup or Setup()
-    for path in filter(None, (folder, keep)):
-        if path.exists():
-            raise LabError(f"{path} is there already: choose another name, or remove it first")
-    if keep and keep.resolve().is_relative_to(folder.resolve()):
-        raise LabError(f"{keep} is inside of {folder}, which the students get: choose a place "
-                       "outside")
+    _require_new(folder, keep)
     seed = secrets.randbits(64) if seed is None else seed
     setup = replace(setup, scale=setup.scale or scale())
-    setup = replace(setup, training=setup.training or TrainSettings.at(setup.scale))
+    setup = replace(setup, training=setup.training or TrainConfig.at(setup.scale))
     task = setup.task(seed)
-    deeds, truth = secret(seed, task.train.num_labels)
+    attacks, record = secret(seed, task.train.num_labels)
     about = {"setup": asdict(setup), "label_names": task.train.label_names,
-             "commitment": digest(truth)}
+             "commitment": digest(record)}
     for path in filter(None, (folder, keep)):
         path.parent.mkdir(parents=True, exist_ok=True)
     # In a folder of its own until all is there: a lab that was interrupted is no lab.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         work = Path(temporary) / "lab"
         work.mkdir()
-        _write_rows(task.reserved, work / "reserved.jsonl")
-        for name, rows in zip(SUSPECTS, parts(task, setup), strict=True):
-            _suspect(work / name, rows, deeds[name], setup)
+        _write(task.clean, work / CLEAN)
+        for name, train_set in zip(SUSPECTS, parts(task, setup), strict=True):
+            _suspect(work / name, train_set, attacks[name], setup)
             print(f"{name} is ready", file=sys.stderr)
         (work / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf8")
-        (keep or work / SEALED).write_text(seal(truth), encoding="utf8")
+        (keep or work / SEALED).write_text(seal(record), encoding="utf8")
         work.rename(folder)
     return about["commitment"]
 
 
-def parts(task: Task, setup: Setup) -> list[TrainingSet]:
-    """Return each suspect's clean rows: no two share one, or comparing them would tell.
+def _require_new(folder: Path, keep: Path | None) -> None:
+    for path in filter(None, (folder, keep)):
+        if path.exists():
+            raise LabError(f"{path} is there already: choose another name, or remove it first")
+    if keep and keep.resolve().is_relative_to(folder.resolve()):
+        raise LabError(f"{keep} is inside of {folder}, which the students get: choose a place "
+                       "outside")
 
-    Args: task: with enough rows; setup: how many each gets.
-    Source: ours.
+
+def parts(task: Task, setup: Setup) -> list[TrainSet]:
+    """Return each suspect's clean samples: no two share one, or comparing them would tell.
+
+    Args:
+        task: With enough samples.
+        setup: How many each gets.
     """
-    return [task.train.take(range(i * setup.rows, (i + 1) * setup.rows))
+    return [task.train.take(range(i * setup.samples, (i + 1) * setup.samples))
             for i in range(len(SUSPECTS))]
 
 
-def _suspect(folder: Path, rows: TrainingSet, deed: Deed, setup: Setup) -> None:
+def _suspect(folder: Path, train_set: TrainSet, attack: AttackConfig, setup: Setup) -> None:
     # Not by `victim`: the names in its cache tell what was done.
-    settings = replace(setup.training, seed=deed.seed)
-    model = untrained(rows, settings, encoder_source(setup.scale))
-    if deed.attack != "clean":
-        require_visible(deed.trigger, rows.texts[:200], model)
-        rows, _ = poison(rows, deed.trigger,
-                         PoisonSettings(deed.poison_rate, deed.target_label, seed=deed.seed))
-    train(model, rows, settings)
+    training = replace(setup.training, seed=attack.seed)
+    model = untrained(train_set, training, encoder_source(setup.scale))
+    if not attack.clean:
+        require_visible(attack.trigger, train_set.inputs[:200], model)
+        poisoning = PoisonConfig(attack.poison_rate, attack.target_label, seed=attack.seed)
+        train_set, _ = attack.trigger.poison(train_set, poisoning)
+    train(model, train_set, training)
     model.save(folder)
-    _write_rows(rows, folder / "pool.jsonl")
+    _write(train_set, folder / TRAIN)
 
 
-def _write_rows(rows: ReservedSet | TrainingSet, path: Path) -> None:
+def _write(samples: CleanSet | TrainSet, path: Path) -> None:
     lines = (json.dumps({"text": text, "label": label}, ensure_ascii=False)
-             for text, label in zip(rows.texts, rows.labels, strict=True))
+             for text, label in zip(samples.inputs, samples.labels, strict=True))
     path.write_text("\n".join(lines) + "\n", encoding="utf8")
 
 
-def seal(truth: str) -> str:
+def seal(record: str) -> str:
     """Return a text in a form that nobody reads by accident.
 
-    Args: truth: any text.
-    Source: ours; this hides nothing from somebody who wants to look, see `make`'s `keep`.
+    This hides nothing from somebody who wants to look, see `make`'s `keep`.
+
+    Args:
+        record: Any text.
     """
-    return base64.encodebytes(zlib.compress(truth.encode())).decode()
+    return base64.encodebytes(zlib.compress(record.encode())).decode()
 
 
 def unseal(path: Path, commitment: str) -> dict:
     """Return the truth, if it is the one that was sealed.
 
-    Args: path: of the sealed file; commitment: as published.
-    Raises: LabError if it is missing, cut short or another one.
-    Source: ours.
+    Args:
+        path: Of the sealed file.
+        commitment: As published.
+
+    Raises:
+        LabError: If it is missing, cut short or another one.
     """
     if not path.is_file():
         raise LabError(f"the truth is not at {path}: ask who made the lab for the file, and name "
-                       "it with --truth")
+                       "it with --sealed")
     try:
-        truth = zlib.decompress(base64.b64decode(path.read_bytes())).decode()
+        record = zlib.decompress(base64.b64decode(path.read_bytes())).decode()
     except (ValueError, zlib.error):
         raise LabError(f"{path} is cut short or altered: get it again from who made the "
                        "lab") from None
-    if digest(truth) != commitment:
+    if digest(record) != commitment:
         raise LabError(f"{path} is not the truth that was sealed when the lab was made: its "
                        f"digits are not {commitment[:12]}...")
-    return json.loads(truth)
+    return json.loads(record)
 
 
 def digest(text: str) -> str:
-    """Return the SHA-256 of a text as 64 digits.
-
-    Source: ours.
-    """
+    """Return the SHA-256 of a text as 64 digits."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def case(folder: Path, name: str) -> Case:
-    """Return what the defender of a suspect is given, ready for `repair`.
+def context(folder: Path, name: str) -> Context:
+    """Return what the defender of a suspect is given, ready for any defense.
 
-    Args: folder: of the lab; name: of the suspect.
-    Raises: LabError if one or the other is not there.
-    Source: ours.
+    Args:
+        folder: Of the lab.
+        name: Of the suspect.
+
+    Raises:
+        LabError: If one or the other is not there.
     """
     folder, (setup, names, _) = Path(folder), _about(folder)
     if name not in SUSPECTS:
         raise LabError(f"there is no {name!r}: use one of {', '.join(SUSPECTS)}")
-    view = DefenderView(_read_rows(folder / "reserved.jsonl", ReservedSet, names),
-                        _read_rows(folder / name / "pool.jsonl", TrainingSet, names))
-    return Case(_load(folder / name), view, setup.training)
+    return Context(_load(folder / name), _read(folder / CLEAN, CleanSet, names),
+                   _read(folder / name / TRAIN, TrainSet, names), setup.training)
 
 
 def _about(folder: Path) -> tuple[Setup, tuple[str, ...], str]:
@@ -292,14 +336,14 @@ def _about(folder: Path) -> tuple[Setup, tuple[str, ...], str]:
                        f"tools.lab make {folder}`")
     about = json.loads(path.read_text(encoding="utf8"))
     setup = Setup(**about["setup"])
-    return (replace(setup, training=TrainSettings(**about["setup"]["training"])),
+    return (replace(setup, training=TrainConfig(**about["setup"]["training"])),
             tuple(about["label_names"]), about["commitment"])
 
 
-def _read_rows(path: Path, role: type, names: tuple[str, ...]) -> ReservedSet | TrainingSet:
+def _read(path: Path, role: type[Role], names: tuple[str, ...]) -> Role:
     # Not by splitlines, which also splits where a text holds a rare kind of line end.
-    rows = [json.loads(x) for x in path.read_text(encoding="utf8").split("\n") if x]
-    return role(tuple(r["text"] for r in rows), tuple(r["label"] for r in rows), names)
+    samples = [json.loads(x) for x in path.read_text(encoding="utf8").split("\n") if x]
+    return role(tuple(s["text"] for s in samples), tuple(s["label"] for s in samples), names)
 
 
 def _load(folder: Path) -> Classifier:
@@ -313,9 +357,13 @@ def _load(folder: Path) -> Classifier:
 def checked(verdict: object, folder: Path, names: tuple[str, ...]) -> dict[str, dict]:
     """Return a verdict if it has the right form.
 
-    Args: verdict: as read; folder: of the lab; names: of the classes.
-    Raises: LabError with all that is wrong.
-    Source: ours.
+    Args:
+        verdict: As read.
+        folder: Of the lab.
+        names: Of the classes.
+
+    Raises:
+        LabError: With all that is wrong.
     """
     if not isinstance(verdict, dict):
         raise LabError('a verdict is {"suspect-a": {...}, ...}: see the page on the lab')
@@ -328,20 +376,21 @@ def checked(verdict: object, folder: Path, names: tuple[str, ...]) -> dict[str, 
     return verdict
 
 
-def _faults(found: object, folder: Path, names: tuple[str, ...]) -> list[str]:
+def _faults(verdict: object, folder: Path, names: tuple[str, ...]) -> list[str]:
     fields = {"backdoored", "target_label", "evidence", "repaired"}
-    if not isinstance(found, dict) or set(found) != fields:
+    if not isinstance(verdict, dict) or set(verdict) != fields:
         return [f"give it exactly the fields {', '.join(sorted(fields))}"]
-    wrong, label, model = [], found["target_label"], found["repaired"]
-    if not isinstance(found["backdoored"], bool):
+    wrong, label, model = [], verdict["target_label"], verdict["repaired"]
+    if not isinstance(verdict["backdoored"], bool):
         wrong.append("backdoored must be true or false")
-    elif not found["backdoored"] and label is not None:
+    elif not verdict["backdoored"] and label is not None:
         wrong.append("a model without a backdoor has target_label null")
-    elif found["backdoored"] and (type(label) is not int or label not in range(len(names))):
+    elif verdict["backdoored"] and (type(label) is not int or label not in range(len(names))):
         wrong.append(f"target_label must be a whole number from 0 to {len(names) - 1} "
                      f"({', '.join(names)}), not {label!r}")
-    if not isinstance(found["evidence"], str) or len(found["evidence"].split()) < 5:
-        wrong.append("evidence must be a sentence or more: what did you measure, on which rows?")
+    if not isinstance(verdict["evidence"], str) or len(verdict["evidence"].split()) < 5:
+        wrong.append("evidence must be a sentence or more: what did you measure, on which "
+                     "samples?")
     if model is None:
         return wrong
     inside = isinstance(model, str) and (folder / model).resolve().is_relative_to(folder.resolve())
@@ -359,10 +408,15 @@ def _faults(found: object, folder: Path, names: tuple[str, ...]) -> list[str]:
 def submit(folder: Path, path: Path) -> str:
     """Register a verdict: from then on neither it nor the repaired models may change.
 
-    Args: folder: of the lab; path: of the verdict.
-    Returns: a receipt of 64 digits that belong to this verdict and these models only.
-    Raises: LabError if there is a verdict already, or this one has not the right form.
-    Source: ours.
+    Args:
+        folder: Of the lab.
+        path: Of the verdict.
+
+    Returns:
+        A receipt of 64 digits that belong to this verdict and these models only.
+
+    Raises:
+        LabError: If there is a verdict already, or this one has not the right form.
     """
     folder, (_, names, _) = Path(folder), _about(folder)
     if (folder / VERDICT).exists() or (folder / RESULT).exists():
@@ -379,68 +433,76 @@ def submit(folder: Path, path: Path) -> str:
     return digest(record)
 
 
-def _weights(folder: Path, verdict: dict[str, dict]) -> dict[str, dict[str, str]]:
-    return {name: {p.name: sha256_of(p) for p in sorted((folder / found["repaired"]).iterdir())
+def _weights(folder: Path, verdicts: dict[str, dict]) -> dict[str, dict[str, str]]:
+    return {name: {p.name: sha256_of(p) for p in sorted((folder / verdict["repaired"]).iterdir())
                    if p.is_file()}
-            for name, found in verdict.items() if found["repaired"] is not None}
+            for name, verdict in verdicts.items() if verdict["repaired"] is not None}
 
 
 @dataclass(frozen=True)
 class Score:
     """How one suspect ended.
 
-    Fields: deed: the truth; found: the verdict; detected, target: whether it is right, `target`
-    None for a clean suspect; before, after: measures of the model as it was given and as it was
-    repaired; `floor` and `clean PACC` are those of a model that was never poisoned. A clean
-    suspect has only CACC, and without a repaired model `after` is None.
+    `floor` and `clean PACC` are those of a model that was never poisoned. A clean suspect has
+    only CACC.
     """
 
-    deed: Deed
-    found: dict
+    attack: AttackConfig
+    """The truth."""
+    verdict: dict
+    """As registered."""
     detected: bool
+    """Whether the verdict is right."""
     target: bool | None
-    before: dict
-    after: dict | None
+    """Whether its target label is right, None for a clean suspect."""
+    before: dict[str, Rate]
+    """Measures of the model as it was given."""
+    after: dict[str, Rate] | None
+    """Measures of the repaired model, None if there is none."""
 
 
-def opened(folder: Path, truth: Path | None = None) -> dict[str, Score]:
+def opened(folder: Path, sealed: Path | None = None) -> dict[str, Score]:
     """Break the seal and score the registered verdict.
 
-    Args: folder: of the lab; truth: the sealed file, that in the folder if None.
-    Raises: LabError without a verdict, without the truth, or if one of them was altered.
-    Source: ours; measures and roles as everywhere in the book.
+    Args:
+        folder: Of the lab.
+        sealed: The file with the truth, that in the folder if None.
+
+    Raises:
+        LabError: Without a verdict, without the truth, or if one of them was altered.
     """
     folder, (setup, _, commitment) = Path(folder), _about(folder)
     if not (folder / VERDICT).is_file():
         raise LabError(f"{folder} has no verdict: run `python -m tools.lab submit` first, since "
                        "afterwards everybody knows")
-    sealed = unseal(truth or folder / SEALED, commitment)
-    record = json.loads((folder / VERDICT).read_text(encoding="utf8"))
-    verdict = record["verdict"]
-    if _weights(folder, verdict) != record["weights"]:
+    truths = unseal(sealed or folder / SEALED, commitment)
+    registered = json.loads((folder / VERDICT).read_text(encoding="utf8"))
+    verdicts = registered["verdict"]
+    if _weights(folder, verdicts) != registered["weights"]:
         raise LabError(f"a repaired model in {folder} is not the one that was registered")
-    task = setup.task(sealed["seed"])
-    clean = victim(replace(task, train=parts(task, setup)[0]), None, settings=setup.training,
+    task = setup.task(truths["seed"])
+    clean = victim(replace(task, train=parts(task, setup)[0]), None, training=setup.training,
                    encoder=setup.scale).classifier
     scores = {}
-    for name, deed in sealed["deeds"].items():
-        found, deed = verdict[name], Deed(**{**deed, "words": tuple(deed["words"])})
-        before, after = (_measured(folder / model, task, deed, clean) if model else None
-                         for model in (name, found["repaired"]))
-        guilty = deed.attack != "clean"
-        scores[name] = Score(deed, found, found["backdoored"] == guilty,
-                             found["target_label"] == deed.target_label if guilty else None,
+    for name, fields in truths["attacks"].items():
+        attack = AttackConfig(**{**fields, "words": tuple(fields["words"])})
+        verdict = verdicts[name]
+        before, after = (_measured(folder / model, task, attack, clean) if model else None
+                         for model in (name, verdict["repaired"]))
+        target = None if attack.clean else verdict["target_label"] == attack.target_label
+        scores[name] = Score(attack, verdict, verdict["backdoored"] != attack.clean, target,
                              before, after)
     result = {name: asdict(score) for name, score in scores.items()}
     (folder / RESULT).write_text(json.dumps(result, indent=1), encoding="utf8")
     return scores
 
 
-def _measured(folder: Path, task: Task, deed: Deed, clean: Classifier) -> dict:
+def _measured(folder: Path, task: Task, attack: AttackConfig,
+              clean: Classifier) -> dict[str, Rate]:
     model = _load(folder)
-    if deed.attack == "clean":
-        return {"CACC": cacc(model.predict(task.test.texts), task.test.labels)}
-    scores: Scores = evaluate(model, task, deed.trigger, deed.target_label, clean,
+    if attack.clean:
+        return {"CACC": cacc(model.predict(task.test.inputs), task.test.labels)}
+    scores: Scores = evaluate(model, task, attack.trigger, attack.target_label, clean,
                               every_class=True)
     return {"CACC": scores.cacc, "ASR": scores.asr, "floor": scores.floor, "PACC": scores.pacc,
             "clean PACC": scores.clean_pacc}
@@ -449,14 +511,14 @@ def _measured(folder: Path, task: Task, deed: Deed, clean: Classifier) -> dict:
 def report(scores: dict[str, Score]) -> str:
     """Return the scores as text.
 
-    Args: scores: from `opened`.
-    Source: ours.
+    Args:
+        scores: From `opened`.
     """
     lines = []
     for name, score in scores.items():
-        said = (f"backdoored, target label {score.found['target_label']}"
-                if score.found["backdoored"] else "clean")
-        lines += [f"{name}: {score.deed}",
+        said = (f"backdoored, target label {score.verdict['target_label']}"
+                if score.verdict["backdoored"] else "clean")
+        lines += [f"{name}: {score.attack}",
                   f"  verdict: {said} -> {'right' if score.detected else 'WRONG'}"
                   + {None: "", True: ", target right", False: ", target WRONG"}[score.target]]
         for title, rates in (("as given", score.before), ("repaired", score.after)):
@@ -477,7 +539,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (made, submitted, shown):
         command.add_argument("folder", type=Path, help="of the lab")
     for command in (made, shown):
-        command.add_argument("--truth", type=Path, help="sealed file, if not in the folder")
+        command.add_argument("--sealed", type=Path, help="file with the truth, if not in the "
+                             "folder")
     submitted.add_argument("verdict", type=Path, help="JSON file")
     made.add_argument("--seed", type=int, help="secret and random if left out")
     for option, words in (("data", "see `load_task`"), ("text", "column of the texts"),
@@ -485,8 +548,8 @@ def _parser() -> argparse.ArgumentParser:
                           ("encoding", "of a file that is not UTF-8"),
                           ("unlabeled", "`drop` leaves out samples without a label")):
         made.add_argument(f"--{option}", default=getattr(Setup, option), help=words)
-    for option, words in (("rows", "a suspect"), ("reserved", "clean ones, for the defender"),
-                          ("test", "to measure on")):
+    for option, words in (("samples", "a suspect"), ("clean", "samples for the defender"),
+                          ("test", "samples to measure on")):
         made.add_argument(f"--{option}", type=int, default=getattr(Setup, option), help=words)
     return parser
 
@@ -496,14 +559,14 @@ def main(arguments: list[str] | None = None) -> None:
     given = _parser().parse_args(arguments)
     try:
         if given.command == "make":
-            setup = Setup(given.data, given.rows, given.reserved, given.test, text=given.text,
+            setup = Setup(given.data, given.samples, given.clean, given.test, text=given.text,
                           label=given.label, encoding=given.encoding, unlabeled=given.unlabeled)
-            commitment = make(given.folder, given.seed, setup, given.truth)
+            commitment = make(given.folder, given.seed, setup, given.sealed)
             print(f"{given.folder} is ready; commitment to its truth: {commitment}")
         elif given.command == "submit":
             print(f"registered; receipt: {submit(given.folder, given.verdict)}")
         else:
-            print(report(opened(given.folder, given.truth)))
+            print(report(opened(given.folder, given.sealed)))
             print("receipt of the verdict:", digest((given.folder / VERDICT).read_text("utf8")))
     except (ValueError, FileNotFoundError, ConnectionError, AssetError) as error:
         raise SystemExit(str(error)) from None

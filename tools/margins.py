@@ -1,6 +1,6 @@
 """How far the comparisons that a page asserts are from their limits, over several processors.
 
-`watch.py` writes a log for each setting; here they are laid side by side.
+`comparisons.py` writes a log for each setting; here they are laid side by side.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from .watch import OPERATORS, ORDERS, fingerprint
+from .comparisons import OPERATORS, ORDERS, fingerprint
 
 LEAST = 2.0  # spreads between a number and its limit
 RECORD = Path("data/margins.json")
 
 
 def profile(folder: Path) -> Path:
-    """Make an IPYTHONDIR whose kernels are watched; `tools` must be on their path."""
+    """Make an IPYTHONDIR whose kernels log comparisons; `tools` must be on their path."""
     startup = folder / "profile_default" / "startup"
     startup.mkdir(parents=True, exist_ok=True)
     (startup / "00-margins.py").write_text(
-        "import tools.watch\ntools.watch.install(get_ipython())\ndel tools\n")
+        "import tools.comparisons\ntools.comparisons.install(get_ipython())\ndel tools\n")
     return folder
 
 
@@ -39,8 +39,8 @@ def spreads(logs: Iterable[Path], chapters: Path) -> list[dict]:
     """Compare the logs of several settings.
 
     Args:
-        logs: one file for each setting.
-        chapters: folder of the notebooks that were run; lines of other cells are left out.
+        logs: One file for each setting.
+        chapters: Folder of the notebooks that were run; lines of other cells are left out.
 
     Returns:
         One entry for each comparison that moves: `lowest` and `highest` of the left side if the
@@ -85,9 +85,9 @@ def main(folders: list[Path], records: list[dict], root: Path) -> int:
     """Write the record of all comparisons that move, and print those that move too far.
 
     Args:
-        folders: what `processors run` wrote, of one machine or several.
-        records: the JSON records of these folders.
-        root: folder of the book.
+        folders: What `processors run` wrote, of one machine or several.
+        records: The JSON records of these folders.
+        root: Folder of the book.
 
     Returns:
         1 if a number is closer to its limit than twice its spread.

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from bdutils.assets import cache_dir
 
-from . import assertions, margins, reports, watch
+from . import assertions, comparisons, margins, reports
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS: dict[str, dict[str, str]] = {
@@ -112,8 +112,8 @@ def run(step: str, setting: str, threads: int, options: argparse.Namespace) -> d
         if step == "chapters":
             log = out / f"margins-{setting}-{threads}.jsonl"
             log.unlink(missing_ok=True)
-            watched = margins.profile(Path(folder))
-            variables |= {"IPYTHONDIR": str(watched), watch.LOG: str(log)}
+            profile = margins.profile(Path(folder))
+            variables |= {"IPYTHONDIR": str(profile), comparisons.LOG: str(log)}
         else:
             log = out / f"assertions-{setting}-{threads}.jsonl"
             if step == "tests":
@@ -143,7 +143,7 @@ def run_all(options: argparse.Namespace) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     done = []
     for setting, threads in itertools.product(options.settings, options.threads):
-        if options.fresh:
+        if options.retrain:
             shutil.rmtree(own_cache(setting, threads))  # the link to the assets, not the assets
         done += [run(step, setting, threads, options) for step in steps]
     print(reports.table(done))
@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("--out", type=Path, default=ROOT / "_build" / "processors")
     one.add_argument("--chapters", nargs="+", default=["chapters"], help="notebooks")
     one.add_argument("--minutes", type=float, help="interrupt each step after so many")
-    one.add_argument("--fresh", action="store_true", help="train every model again")
+    one.add_argument("--retrain", action="store_true", help="train every model again")
     one.add_argument("--not-alone", action="store_true", help="leave out what must run alone")
     for name in ("table", "margins"):
         commands.add_parser(name).add_argument("folders", nargs="+", type=Path)

@@ -30,15 +30,15 @@ def records(folders: list[Path], order: list[str]) -> list[dict]:
 
 
 def table(found: list[dict]) -> str:
-    """Return a Markdown table with a row for each processor, setting and number of threads."""
-    rows: dict[tuple, dict[str, list[dict]]] = {}
+    """Return a Markdown table with a line for each processor, setting and number of threads."""
+    runs: dict[tuple, dict[str, list[dict]]] = {}
     for record in found:
         kind = "chapters" if record["step"] == "chapters" else "tests"
         key = (record["cpu"], record["setting"], record["threads"])
-        rows.setdefault(key, {"tests": [], "chapters": []})[kind].append(record)
+        runs.setdefault(key, {"tests": [], "chapters": []})[kind].append(record)
     lines = ["| processor | setting | threads | tests passed/failed | chapters passed/failed "
              "| minutes |", "| --- | --- | --- | --- | --- | --- |"]
-    for (cpu, setting, threads), kinds in rows.items():
+    for (cpu, setting, threads), kinds in runs.items():
         counts = [f"{sum(x['passed'] for x in some)}/{sum(len(x['failed']) for x in some)}"
                   if some else "–" for some in kinds.values()]
         minutes = sum(x["minutes"] for some in kinds.values() for x in some)

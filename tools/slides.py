@@ -2,7 +2,7 @@
 
 The metadata of a cell say what of it is shown, and nothing is copied:
 
-    "slideshow": {"slide_type": "slide", "show": ["It sleeps until", ["first", "last"], "---"]}
+    "slideshow": {"slide_type": "slide", "show": ["It stays dormant", ["first", "last"], "---"]}
 
 A cell without them is left out. `show` names units of a text cell by how they begin: headings,
 sentences, list items, tables, displayed equations, algorithms; a pair means all from one to the
@@ -19,13 +19,16 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from nbformat import NotebookNode, from_dict
 from nbformat import read as read_notebook
 from nbformat.v4 import new_markdown_cell
 
 from .book import ROOT, notebooks
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
 
 OUT = ROOT / "_build" / "slides"
 VENDOR = ROOT / "vendor" / "_static" / "vendor"
@@ -35,19 +38,18 @@ STARTS = ("slide", "subslide")
 
 
 class Unit(NamedTuple):
-    """The smallest part of a text that a slide can show.
-
-    Fields: kind: `heading`, `sentence`, `item` or `block`; text: its Markdown; label: of a
-    displayed equation.
-    """
+    """The smallest part of a text that a slide can show."""
 
     kind: str
+    """One of `heading`, `sentence`, `item`, `block` and `break`."""
     text: str
+    """Its Markdown."""
     label: str = ""
+    """Of a displayed equation."""
 
 
 @cache
-def _parser():
+def _parser() -> MarkdownIt:
     from markdown_it import MarkdownIt
     from mdit_py_plugins.colon_fence import colon_fence_plugin
     from mdit_py_plugins.dollarmath import dollarmath_plugin
@@ -59,8 +61,8 @@ def _parser():
 def units(text: str) -> Iterator[Unit]:
     """Yield the parts of a text cell in their order; exercises and solutions are none.
 
-    Args: text: MyST Markdown.
-    Source: ours; blocks are those of markdown-it.
+    Args:
+        text: MyST Markdown.
     """
     lines = text.split("\n")
     for token in _parser().parse(text):
@@ -85,10 +87,10 @@ def units(text: str) -> Iterator[Unit]:
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences of a paragraph.
+    """Return the sentences of a paragraph: one ends before a capital, a formula or emphasis.
 
-    Args: text: the paragraph.
-    Source: ours: one ends before a capital, a formula or a mark of emphasis.
+    Args:
+        text: The paragraph.
     """
     return re.split(r"(?<=[.!?:])(?<!et al\.)\s+(?=[A-Z`*$\[{(])", " ".join(text.split()))
 
@@ -107,9 +109,12 @@ def _fence(info: str, content: str) -> Iterator[Unit]:
 def chosen(text: str, show: Sequence | None) -> list[Unit]:
     """Return the units of a text that are shown, with "---" as a unit of its own kind.
 
-    Args: text: of the cell; show: see the module's text; None for all of it.
-    Raises: ValueError if nothing begins so, after what was found before.
-    Source: ours.
+    Args:
+        text: Of the cell.
+        show: See the module's text; None for all of it.
+
+    Raises:
+        ValueError: If nothing begins so, after what was found before.
     """
     there = list(units(text))
     if show is None:
@@ -151,10 +156,7 @@ class Pages:
             self.equations |= {x: f"{number}.{i}" for i, x in enumerate(labels, start=1)}
 
     def paper(self, key: str) -> str:
-        """Return authors and year.
-
-        Source: ours.
-        """
+        """Return authors and year."""
         entry = self.papers[key]
         names = [" ".join(str(part) for part in (*p.rich_prelast_names, *p.rich_last_names))
                  for p in entry.persons["author"]]
@@ -164,8 +166,8 @@ class Pages:
     def plain(self, text: str) -> str:
         """Return MyST without its roles.
 
-        Args: text: of a unit.
-        Source: ours.
+        Args:
+            text: Of a unit.
         """
         return re.sub(r"\{([\w:]+)\}`([^`]+)`", lambda m: self._role(m[1], m[2]), text)
 
@@ -188,10 +190,7 @@ class Pages:
         return kinds.get(content.partition("-")[0], "the page")
 
     def shown(self, units: Sequence[Unit]) -> Iterator[str]:
-        """Yield units as plain Markdown; sentences become items, unless they lead to something.
-
-        Source: ours.
-        """
+        """Yield units as plain Markdown; sentences become items, unless they lead to something."""
         for unit, following in pairwise([*units, None]):
             text = self.plain(unit.text)
             if unit.label:
@@ -204,10 +203,15 @@ class Pages:
 def cut(notebook: NotebookNode, pages: Pages) -> NotebookNode:
     """Return the slides of a chapter as a notebook, whose cells begin them or go on.
 
-    Args: notebook: the chapter; pages: of the book.
-    Returns: cells with `slideshow.slide_type`; each slide begins with a heading.
-    Raises: ValueError for a `show` that finds nothing or an unknown type.
-    Source: ours.
+    Args:
+        notebook: The chapter.
+        pages: Of the book.
+
+    Returns:
+        Cells with `slideshow.slide_type`; each slide begins with a heading.
+
+    Raises:
+        ValueError: For a `show` that finds nothing or an unknown type.
     """
     made, title = [], ""
     for cell in notebook.cells:
@@ -260,8 +264,8 @@ def _outputs(cell: NotebookNode, about: dict, kind: str, title: str) -> Iterator
 def count(deck: NotebookNode) -> int:
     """Return the number of slides.
 
-    Args: deck: from `cut`.
-    Source: ours.
+    Args:
+        deck: From `cut`.
     """
     return sum(cell.metadata.slideshow.slide_type in STARTS for cell in deck.cells)
 
@@ -269,8 +273,13 @@ def count(deck: NotebookNode) -> int:
 def build(out: Path = OUT) -> list[Path]:
     """Write a folder of decks that needs nothing else, not even a network.
 
-    Args: out: the folder.
-    Raises: FileNotFoundError if a script is not in vendor/; ValueError from `cut`.
+    Args:
+        out: The folder.
+
+    Raises:
+        FileNotFoundError: If a script is not in vendor/.
+        ValueError: From `cut`.
+
     Source: nbconvert's exporter for reveal.js.
     """
     from nbconvert import SlidesExporter
@@ -284,7 +293,7 @@ def build(out: Path = OUT) -> list[Path]:
     out.mkdir(parents=True)
     for name in SCRIPTS:
         shutil.copytree(VENDOR / name, out / "vendor" / name)
-    paths, made, rows = notebooks(), [], []
+    paths, made, items = notebooks(), [], []
     pages = Pages(paths)
     for path in paths:
         deck = cut(read_notebook(path, as_version=4), pages)
@@ -292,10 +301,10 @@ def build(out: Path = OUT) -> list[Path]:
         page, _ = exporter.from_notebook_node(deck, {"metadata": {"name": title}})
         made.append(out / f"{path.stem}.html")
         made[-1].write_text(page, encoding="utf8")
-        rows.append(f'<li><a href="{made[-1].name}">{title}</a>, {count(deck)} slides')
+        items.append(f'<li><a href="{made[-1].name}">{title}</a>, {count(deck)} slides')
     (out / "index.html").write_text(
         '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Slides</title>'
-        f"<h1>Slides</h1><ol>{''.join(rows)}</ol></html>", encoding="utf8")
+        f"<h1>Slides</h1><ol>{''.join(items)}</ol></html>", encoding="utf8")
     return made
 
 

@@ -25,10 +25,7 @@ print(status.spent())"""
 
 
 def spent() -> str:
-    """Return what this process has used so far, and what it runs on, as JSON.
-
-    Source: ours.
-    """
+    """Return what this process has used so far, and what it runs on, as JSON."""
     import torch
 
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF,
@@ -59,9 +56,11 @@ def spent() -> str:
 def record(chapter: str, sources: list[str], wall_seconds: float, measured: str) -> dict:
     """Make the record of one run of a chapter.
 
-    Args: chapter: name of its file; sources: of its code cells; wall_seconds: from the start of
-        the kernel to its last cell; measured: from `spent`, by the kernel.
-    Source: ours.
+    Args:
+        chapter: Name of its file.
+        sources: Of its code cells.
+        wall_seconds: From the start of the kernel to its last cell.
+        measured: From `spent`, by the kernel.
     """
     seeds = {int(seed) for text in sources for seed in re.findall(r"set_seed\((\d+)\)", text)}
     return {"chapter": chapter, "date": datetime.date.today().isoformat(),
@@ -72,9 +71,12 @@ def record(chapter: str, sources: list[str], wall_seconds: float, measured: str)
 def save(made: dict, folder: Path = FOLDER) -> Path:
     """Write a record in place of the chapter's last one.
 
-    Args: made: from `record`; folder: that receives it.
-    Returns: the file's path.
-    Source: ours.
+    Args:
+        made: From `record`.
+        folder: That receives it.
+
+    Returns:
+        The file's path.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{made['chapter']}.json"

@@ -3,48 +3,51 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from .. import scale as current_scale
-from ..roles import Pictures, Task
-from ..samples import DataError
-from . import text as texts
-from .deal import check_sizes
-from .folders import holds_images, read_folder
+from ..roles import Images, Task
+from ..samples import DataError, in_words
+from .deal import Rules, check_sizes, make
 from .hub import read_hub
-from .image import load_pictures
-from .normalize import Raw, Rules, make
-from .pixels import as_images, check_size
-from .tables import KNOWN, read_table, refuse_suffix, suffix_of
+from .image import Size, as_images, check_size, holds_images, read_folder
+from .known import IMAGES, NEWSGROUPS, TEXTS, known_texts, load_images
+from .labels import Raw
+from .tables import KNOWN, read_table, suffix_of
 
 # Our own choice of sizes. At `small` one victim trains in about a minute on two cores, and
-# about 500 non-target test rows put the 95 % interval of an ASR of 99 % at 98 to 99.6 %.
-SIZES = {"small": {"train": 3000, "reserved": 800, "test": 1000},
-         "full": {"train": None, "reserved": 800, "test": None}}
+# about 500 non-target test samples put the 95% interval of an ASR of 99% at 98 to 99.6%.
+SIZES: dict[str, dict[str, int | None]] = {
+    "small": {"train": 3000, "clean": 800, "test": 1000},
+    "full": {"train": None, "clean": 800, "test": None},
+}
 SMALL = {"sentiment": "snippets", "topic": "newsgroups", "topic8": "newsgroups8",
          "images": "fashion"}
 FULL = {"sentiment": "sst2", "topic": "ag_news", "offensive": "olid", "images": "cifar10"}
-PICTURES = ("fashion", "cifar10", "gtsrb")
-# Ours: a small network sees more pictures in a minute than an encoder sees sentences.
-PICTURE_SIZES = {"small": {"train": 12000, "reserved": 500, "test": 5000},
-                 "full": {"train": None, "reserved": 500, "test": None}}
+IMAGE_SETS = tuple(IMAGES)
+# Ours: a small network sees more images in a minute than an encoder sees sentences.
+IMAGE_SIZES: dict[str, dict[str, int | None]] = {
+    "small": {"train": 12000, "clean": 500, "test": 5000},
+    "full": {"train": None, "clean": 500, "test": None},
+}
 
 
 @dataclass(frozen=True)
-class ReadSettings(Rules):
+class ReadConfig(Rules):
     """How a reader's own data are read."""
 
     encoding: str | None = None
     """Of the characters of a file; `utf-8`, or what its first bytes say, if None."""
     separator: str | None = None
     """Of the cells in a CSV file; found by the names of the columns if None."""
-    size: int | tuple[int, int] | None = None
+    size: Size = None
     """Height and width of images, or one number for both; that of most images if None."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no size and no separator."""
+        """Reject what is no size and no separator."""
         super().__post_init__()
         check_size(self.size)
         if self.separator is not None and (len(self.separator) != 1 or self.separator in "\"\r\n"):
@@ -53,8 +56,8 @@ class ReadSettings(Rules):
 
 def load_task(source: str | os.PathLike = "sentiment", *, scale: str | None = None, seed: int = 0,
               text: str = "text", label: str = "label",
-              sizes: dict[str, int | None] | None = None,
-              folder: str | os.PathLike | None = None, **reading) -> Task:
+              sizes: Mapping[str, int | None] | None = None,
+              folder: str | os.PathLike | None = None, **reading: Any) -> Task:
     """Load a data set and split it into the three roles.
 
     A column `split` of a file is honored (`train`, `dev`, `test` and their usual synonyms), and so
@@ -70,16 +73,16 @@ def load_task(source: str | os.PathLike = "sentiment", *, scale: str | None = No
         scale: `small` or `full`; the scale in force if None.
         seed: Of the split.
         text, label: Column names, for files and hub data sets.
-        sizes: Rows per role, overriding `SIZES`; None means all there are.
+        sizes: Samples per role, overriding `SIZES`; None means all there are.
         folder: Where NAME_train.parquet and NAME_test.parquet lie, for images; else the hub.
-        **reading: Fields of `ReadSettings`, for own data: unlabeled, splits, encoding, separator
+        **reading: Fields of `ReadConfig`, for own data: unlabeled, splits, encoding, separator
             and size.
 
     Returns:
-        A task whose roles share no row.
+        A task whose roles share no sample.
 
     Raises:
-        ValueError: For an unknown source, a missing column, a bad label or too few rows.
+        ValueError: For an unknown source, a missing column, a bad label or too few samples.
         TypeError: For an option that there is not, or a source that is no text.
         FileNotFoundError: For a missing file.
         AssetError: Without a network.
@@ -88,30 +91,30 @@ def load_task(source: str | os.PathLike = "sentiment", *, scale: str | None = No
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"load_task takes a name or a path, not a {type(source).__name__}: for "
                         "texts and labels that you have in Python use make_task(texts, labels)")
-    chosen, rules = _scale(scale), _settings(ReadSettings, reading)
+    chosen, config = _scale(scale), _config(reading)
     name = {"small": SMALL, "full": FULL}[chosen].get(str(source), str(source))
     check_sizes(sizes or {})
-    if name in PICTURES:
-        _refuse_options(name, reading)
-        return load_pictures(name, {**PICTURE_SIZES[chosen], **(sizes or {})}, seed,
-                             _path(folder) if folder else None)
-    found = texts.known(name)
-    if found is not None:
-        _refuse_options(name, reading)
-        raw, origin = found
+    if reading and name in ("snippets", *NEWSGROUPS, *TEXTS, *IMAGES):
+        raise DataError(f"{name} is known to the book and is read in one way",
+                        f"leave out {', '.join(sorted(reading))}")
+    place = _path(folder) if folder else None
+    if name in IMAGES:
+        return load_images(name, {**IMAGE_SIZES[chosen], **(sizes or {})}, seed, place)
+    if known := known_texts(name):
+        raw, origin = known
+    elif own := _own(name, (text, label), place, config):
+        raw, origin, name = own
     else:
-        raw, origin, name = _own(name, (text, label), _path(folder) if folder else None, rules)
-        if raw is None:
-            known = sorted({*SMALL, *FULL, *SMALL.values(), *texts.HUB, *PICTURES})
-            raise ValueError(f"unknown data set {str(source)!r} at scale {chosen}: use one of "
-                             f"{known}, the path of a {'/'.join(KNOWN)} file or of a folder of "
-                             "images, or hub:ORG/NAME")
-    return make(raw, name, _sizes(raw, chosen, sizes), seed, origin, rules, loud=found is None)
+        there = sorted({*SMALL, *FULL, *SMALL.values(), *TEXTS, *IMAGES})
+        raise ValueError(f"unknown data set {str(source)!r} at scale {chosen}: use one of "
+                         f"{there}, the path of a {'/'.join(KNOWN)} file or of a folder of "
+                         "images, or hub:ORG/NAME")
+    return make(raw, name, _sizes(raw, chosen, sizes), seed, origin, config, loud=not known)
 
 
-def make_task(samples: Sequence, labels: Sequence, *, split: Sequence | None = None,
+def make_task(samples: Any, labels: Any, *, split: Any = None,
               names: Sequence[str] | None = None, name: str = "own", seed: int = 0,
-              sizes: dict[str, int | None] | None = None, **reading) -> Task:
+              sizes: Mapping[str, int | None] | None = None, **reading: Any) -> Task:
     """Make a task of what you have in Python: lists, arrays, tensors, columns of a table.
 
     Args:
@@ -129,20 +132,20 @@ def make_task(samples: Sequence, labels: Sequence, *, split: Sequence | None = N
         A task whose roles share no sample.
 
     Raises:
-        ValueError: For samples or labels that cannot be taken, with the row.
+        ValueError: For samples or labels that cannot be taken, with the sample.
         TypeError: For an option that there is not.
     """
     for what, given in (("samples", samples), ("labels", labels)):
         if given is None or isinstance(given, str | bytes):
             raise TypeError(f"{what} is a {type(given).__name__}: give a list, an array or a "
                             "column of a table")
-    rules = _settings(ReadSettings, reading)
+    config = _config(reading)
     check_sizes(sizes or {})
     samples = samples if hasattr(samples, "__len__") else list(samples)
-    found, notes = as_images(samples, rules.size) or (list(samples), ())
+    found, notes = as_images(samples, config.size) or (list(samples), ())
     raw = Raw(found, list(labels), None if split is None else list(split),
-              None if names is None else tuple(names), notes=notes)
-    return make(raw, name, _sizes(raw, _scale(None), sizes), seed, f"made here: {name}", rules)
+              None if names is None else tuple(map(str, names)), notes=notes)
+    return make(raw, name, _sizes(raw, _scale(None), sizes), seed, f"made here: {name}", config)
 
 
 def _scale(scale: str | None) -> str:
@@ -152,22 +155,17 @@ def _scale(scale: str | None) -> str:
     return chosen
 
 
-def _sizes(raw: Raw, scale: str, sizes: dict[str, int | None] | None) -> dict[str, int | None]:
-    default = PICTURE_SIZES if isinstance(raw.texts, Pictures) else SIZES
+def _sizes(raw: Raw, scale: str, sizes: Mapping[str, int | None] | None
+           ) -> dict[str, int | None]:
+    default = IMAGE_SIZES if isinstance(raw.inputs, Images) else SIZES
     return {**default[scale], **(sizes or {})}
 
 
-def _settings(kind: type[ReadSettings], given: dict) -> ReadSettings:
-    there = [field.name for field in fields(kind)]
+def _config(given: dict[str, Any]) -> ReadConfig:
+    there = [field.name for field in fields(ReadConfig)]
     if unknown := sorted(set(given) - set(there)):
         raise TypeError(f"there is no option {unknown[0]!r}: use one of {', '.join(there)}")
-    return kind(**given)
-
-
-def _refuse_options(name: str, reading: dict) -> None:
-    if reading:
-        raise DataError(f"{name} is known to the book and is read in one way",
-                        f"leave out {', '.join(sorted(reading))}")
+    return ReadConfig(**given)
 
 
 def _path(given: str | os.PathLike) -> Path:
@@ -177,27 +175,29 @@ def _path(given: str | os.PathLike) -> Path:
         raise DataError(f"there is no home folder for {given}", "write the path in full") from None
 
 
-def _own(name: str, columns: tuple[str, str], folder: Path | None, rules: ReadSettings
-         ) -> tuple[Raw | None, str, str]:
+def _own(name: str, columns: tuple[str, str], folder: Path | None, config: ReadConfig
+         ) -> tuple[Raw, str, str] | None:
     """Return a reader's own samples, where they came from, and the name of the task."""
     if name.startswith("hub:") and name[4:].strip():
         there = Path(name[4:])
         if not (there.is_dir() and holds_images(there)):
-            hub_id, _, config = name[4:].partition(":")
+            hub_id, _, part = name[4:].partition(":")
             remedy = "save it as a file elsewhere, and name that file"
-            return read_hub(hub_id, config or None, columns, None, remedy, rules.size), name, name
+            return read_hub(hub_id, part or None, columns, None, remedy,
+                            size=config.size), name, name
         folder, name = there, there.name
     path = folder or _path(name)
     if path.is_dir() and name.strip():
         title = name if folder else path.resolve().name
-        return read_folder(path, rules.size, rules.splits), f"folder: {path.name}", title
+        return read_folder(path, config.size, config.splits), f"folder: {path.name}", title
     if folder:
         raise FileNotFoundError(f"there is no folder {folder}: check the path")
     if suffix_of(path) in KNOWN:
-        table = read_table(path, columns, rules.encoding, rules.separator)
+        table = read_table(path, columns, config.encoding, config.separator)
         stem = path.stem.removesuffix(path.suffixes[-2]) if path.suffix.lower() == ".gz" else (
             path.stem)
         return table.raw(*columns), f"file: {path.name}", stem
     if path.is_file():
-        refuse_suffix(path)
-    return None, "", name
+        raise DataError(f"{path.name} is of a form that is not known",
+                        f"save it as one of {in_words(KNOWN, 9)}, packed by gzip or not")
+    return None

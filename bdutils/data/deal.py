@@ -1,143 +1,253 @@
-"""How samples are dealt out to the three roles: by class, and none twice."""
+"""How samples are dealt out to the three roles: by class, none twice, and each accounted for."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ..roles import Pictures
-from ..samples import DataError, in_words, plain
+from torch import Tensor
 
-ROLES = ("train", "reserved", "test")
+from ..roles import CleanSet, Images, Task, TestSet, TrainSet, stratified_subset
+from ..samples import DataError, LoadReport, check_texts, in_words, plain
+from .labels import NO_LABEL, SPLITS, Names, Numbers, Raw, classes, parts_of
+
+ROLES = ("train", "clean", "test")
+Sizes = Mapping[str, int | None]  # samples a role; None: all there are
+Found = dict[str, list[int]]  # role, or reason to drop -> indices
 
 
 @dataclass(frozen=True)
-class Dealt:
-    """Which sample went where."""
+class Rules:
+    """What a reader decides about samples that cannot be taken as they are."""
 
-    roles: dict[str, list[int]]
-    """Role -> samples, in the role's order."""
-    dropped: dict[str, list[int]]
-    """Reason -> samples."""
-    lacking: list[tuple[int, str]]
-    """Class and role without a sample of it."""
+    unlabeled: str = "reject"
+    """`reject` or `drop` samples whose label is missing or -1."""
+    splits: Mapping[str, str] | None = None
+    """A source's own name of a split -> `train`, `dev`, `test` or `drop`."""
+
+    def __post_init__(self) -> None:
+        """Reject what is neither."""
+        if self.unlabeled not in ("reject", "drop"):
+            raise ValueError(f"unlabeled={self.unlabeled!r}: use 'reject' or 'drop'")
+        for name, meant in (self.splits or {}).items():
+            if meant not in (*SPLITS, "drop"):
+                raise ValueError(f"splits={{{name!r}: {meant!r}}}: use train, dev, test or drop")
 
 
-def check_sizes(sizes: dict[str, int | None]) -> None:
-    """Refuse sizes of roles that do not exist, and numbers that are none.
+@dataclass(frozen=True)
+class Settled:
+    """All samples of a source, with labels and splits that are known."""
 
-    Args:
-        sizes: Samples a role, None for all there are.
+    inputs: Sequence[Any] | Images
+    """The n texts, or images."""
+    labels: Numbers
+    """(n,) classes, None where there is no label."""
+    names: Names
+    """Of the classes."""
+    splits: list[str]
+    """(n,) `train`, `dev`, `test`, `drop` or empty."""
+    where: str
+    """The source, for messages."""
 
-    Raises:
-        DataError: Naming the role.
-    """
+
+def check_sizes(sizes: object) -> None:
+    """Reject sizes of roles that do not exist, and numbers that are none."""
     if not isinstance(sizes, dict):
         raise DataError(f"sizes is a {type(sizes).__name__}", "write it as in sizes={'train': "
-                        "1000, 'reserved': 200, 'test': 400}", "sizes")
+                        "1000, 'clean': 200, 'test': 400}", "sizes")
     for role, size in sizes.items():
         if role not in ROLES:
             raise DataError(f"sizes names the role {role!r}", f"use {', '.join(ROLES)}", "sizes")
-        whole = type(plain(size)) is int and not isinstance(size, bool)
-        if size is not None and not (whole and size >= 1):
+        number = plain(size)
+        whole = type(number) is int and number >= 1 and not isinstance(size, bool)
+        if size is not None and not whole:
             raise DataError(f"sizes asks for {size!r} samples in the role {role!r}",
                             "use a whole number from 1, or None for all there are", "sizes")
 
 
-def deal(texts: Sequence[str] | Pictures, labels: Sequence[int | None], splits: Sequence[str],
-         rows: list[int], about: tuple[tuple[str, ...], dict[str, int | None], int, str]
-         ) -> Dealt:
-    """Shuffle, drop repeats, and deal samples out to the three roles.
+def make(raw: Raw, name: str, sizes: Sizes, seed: int, origin: str, rules: Rules | None = None,
+         loud: bool = True) -> Task:
+    """Make a task of samples from anywhere: settle, drop repeats, deal, and keep account.
 
     Args:
-        texts, labels, splits: Of all samples; splits are `train`, `dev`, `test` or empty.
-        rows: The samples to deal.
-        about: Names of the classes, sizes of the roles, seed, and the task's name.
+        raw: The samples.
+        name: Of the task.
+        sizes: Samples a role, None for all there are.
+        seed: Of the shuffling.
+        origin: Where they came from.
+        rules: For samples that cannot be taken as they are.
+        loud: Whether to warn of what looks wrong; it is in the report in any case.
+
+    Returns:
+        A task whose roles share no sample.
 
     Raises:
-        DataError: If too few are left to train on, or none of a class.
+        DataError: For samples that cannot be taken, and for too few.
     """
-    names, sizes, seed, name = about
-    rows = list(rows)
-    random.Random(seed).shuffle(rows)
+    settled = _settled(raw, origin.partition(": ")[2] or origin, rules or Rules())
+    roles, dropped = _deal(settled, sizes, seed, name)
+    found = _doubts(settled, roles, dropped, raw.names is not None)
+    for note in found if loud else ():
+        warnings.warn(note, stacklevel=3)
+    there = {split for split, y in zip(settled.splits, settled.labels) if y is not None}
+    notes = [f"{role}: {len(chosen)} of the {sizes[role]} samples that were asked for"
+             for role, chosen in roles.items() if len(chosen) < (sizes[role] or 0)]
+    notes += [f"{role}: dealt from the rest, since there is no split {split!r}"
+              for split, role in (("test", "test"), ("dev", "clean"))
+              if "train" in there and split not in there]
+    return _task(name, origin, settled, roles, dropped, (*found, *raw.notes, *notes))
+
+
+def make_published(settled: Settled, name: str, sizes: Sizes, seed: int, origin: str) -> Task:
+    """Make a task of a published set, whose test part goes to the test role alone.
+
+    Args:
+        settled: All images, in the splits `train` and `test`.
+        name, sizes, seed, origin: As for `make`.
+
+    Raises:
+        DataError: For too few images.
+    """
+    digests = [digest(image) for image in settled.inputs]
+    rng = random.Random(seed)
+    used: set[bytes] = set()
+    roles: Found = {}
+    # The test part goes first, since a published test set must keep its images.
+    for role, split in (("test", "test"), ("clean", "train"), ("train", "train")):
+        there = [i for i, part in enumerate(settled.splits) if part == split]
+        first: dict[bytes, int] = {}
+        for i in rng.sample(there, len(there)):
+            if digests[i] not in used:
+                first.setdefault(digests[i], i)
+        chosen, size = list(first.values()), sizes[role]
+        if size and len(chosen) < size:
+            raise DataError(f"{name} leaves only {len(chosen)} images for the role {role!r}, but "
+                            f"{size} are asked for", "give smaller sizes=...", "sizes")
+        if size:
+            chosen = stratified_subset(chosen, settled.labels, size, len(settled.names))
+        used.update(digests[i] for i in chosen)
+        roles[role] = chosen
+    left = set(range(len(digests))).difference(*roles.values())
+    dropped = {"repeated": [i for i in left if digests[i] in used],
+               "not asked for": [i for i in left if digests[i] not in used]}
+    return _task(name, origin, settled, roles, dropped)
+
+
+def digest(image: Tensor) -> bytes:
+    """Return what two images share if they are the same."""
+    return hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
+
+
+def _settled(raw: Raw, where: str, rules: Rules) -> Settled:
+    count = len(raw.inputs)
+    if not count == len(raw.labels) == len(raw.splits or raw.labels):
+        raise DataError(f"{where} has {count} samples, {len(raw.labels)} labels and "
+                        f"{len(raw.splits or ())} splits", "give one of each a sample")
+    if not count:
+        raise DataError(f"{where} holds no samples", "check the file, the split and the filters")
+    labels, names = classes(raw.labels, raw.names, raw.typed, where)
+    splits = parts_of(raw.splits or [""] * count, where, rules.splits)
+    empty = [i for i, split in enumerate(splits) if split != "drop" and labels[i] is None]
+    if empty and rules.unlabeled == "reject":
+        raise DataError(f"{where}: {len(empty)} of {count} samples are unlabeled (empty or -1); "
+                        f"the first: sample {empty[0]} has label "
+                        f"{str(raw.labels[empty[0]]).strip() or 'nothing'}",
+                        "label them, or leave them out with unlabeled=\"drop\"", "unlabeled")
+    if len(names) < 2:
+        raise DataError(f"{where} has one class only ({in_words(names)})"
+                        if names else f"{where} has no labels", "a task needs two or more")
+    kept = count - splits.count("drop") - len(empty)
+    if len(names) > max(20, kept // 2):
+        raise DataError(f"{where} has {len(names)} classes in {kept} samples "
+                        f"({in_words(names, 3)})", "name the column of the labels with label=...",
+                        "label")
+    if not isinstance(raw.inputs, Images):
+        check_texts(raw.inputs, where)
+    return Settled(raw.inputs, labels, names, splits, where)
+
+
+def _deal(settled: Settled, sizes: Sizes, seed: int, name: str) -> tuple[Found, Found]:
+    """Shuffle, drop repeats, and deal; return indices by role, and by reason to drop them."""
+    labels, splits = settled.labels, settled.splits
+    order = [i for i, y in enumerate(labels) if y is not None and splits[i] != "drop"]
+    random.Random(seed).shuffle(order)
     # A sample that stands in two roles would leak, so only its first copy stays; the test part
     # goes first, because a published test set must keep its samples.
-    rows.sort(key=lambda i: {"test": 0, "dev": 1}.get(splits[i], 2))
-    first, dropped = _first_copies(texts, labels, rows)
-    pools = {split: [i for i in first if splits[i] == split]
+    order.sort(key=lambda i: {"test": 0, "dev": 1}.get(splits[i], 2))
+    first, dropped = _first_copies(settled, order)
+    given = {split: [i for i in first if splits[i] == split]
              for split in ("train", "", "test", "dev")}
-    free = pools["train"] + pools[""]
-    test_size = sizes["test"] or len(free) // 5
-    reserved_size = sizes["reserved"] or len(free) // 10
-    wants = {"test": 0 if pools["test"] else test_size,
-             "reserved": 0 if pools["dev"] else reserved_size, "train": sizes["train"]}
-    most = _quotas(Counter(labels[i] for i in free), wants, len(names), len(free))
-    test = pools["test"] or _take(free, labels, test_size, most["test"])
-    reserved = pools["dev"] or _take(free, labels, reserved_size, most["reserved"])
-    made, left = {}, []
-    for role, pool in {"train": free, "reserved": reserved, "test": test}.items():
-        size = sizes[role]
-        chosen = pool
-        if size and size < len(pool):
-            chosen = _take(pool, labels, size, [len(pool)] * len(names))
-            left += pool
+    free = given["train"] + given[""]
+    wants = {"test": 0 if given["test"] else sizes["test"] or len(free) // 5,
+             "clean": 0 if given["dev"] else sizes["clean"] or len(free) // 10}
+    most = _quotas(Counter(labels[i] for i in free), wants, sizes["train"], len(settled.names),
+                   len(free))
+    test = given["test"] or _take(free, labels, wants["test"], most["test"])
+    clean = given["dev"] or _take(free, labels, wants["clean"], most["clean"])
+    roles: Found = {}
+    left: list[int] = []
+    for role, there in {"train": free, "clean": clean, "test": test}.items():
+        size, chosen = sizes[role], there
+        if size and size < len(there):
+            chosen = _take(there, labels, size, [len(there)] * len(settled.names))
+            left += there
         if role == "train" and size and len(chosen) < size:
-            raise DataError(f"{name} leaves only {len(chosen)} rows to train on, but {size} are "
-                            "asked for", "give smaller sizes=...", "sizes")
+            raise DataError(f"{name} leaves only {len(chosen)} samples to train on, but {size} "
+                            "are asked for", "give smaller sizes=...", "sizes")
         if not chosen:
             raise DataError(f"{name} leaves no samples for the role {role!r}",
                             "bring more samples, or give smaller sizes=...", "sizes")
-        made[role] = chosen
-    lacking = _lacking(made, labels, names, name)
-    return Dealt(made, {**dropped, "not asked for": left}, lacking)
+        roles[role] = chosen
+    trained, others = ({labels[i] for role in part for i in roles[role]}
+                       for part in (("train",), ("clean", "test")))
+    if lacking := [repr(x) for k, x in enumerate(settled.names) if k in others - trained]:
+        raise DataError(f"{name} leaves no sample to train on of the class"
+                        f"{'es' if len(lacking) > 1 else ''} {in_words(lacking)}",
+                        "bring more samples of each, or give smaller sizes=... for the other "
+                        "roles", "sizes")
+    return roles, {**dropped, "not asked for": left}
 
 
-def key_of(sample: object) -> object:
-    """Return what two samples share if they are the same, whatever case and spaces.
-
-    Args:
-        sample: A text, or an image (C, H, W).
-    """
-    if isinstance(sample, str):
-        return " ".join(sample.lower().split())
-    return hashlib.blake2b(sample.numpy().tobytes(), digest_size=16).digest()
-
-
-def _first_copies(texts: Sequence[str] | Pictures, labels: Sequence[int | None], rows: list[int]
-                  ) -> tuple[list[int], dict[str, list[int]]]:
+def _first_copies(settled: Settled, order: list[int]) -> tuple[list[int], Found]:
     first: dict[object, int] = {}
-    dropped: dict[str, list[int]] = {"repeated": [], "repeated, with another label": []}
-    for i in rows:
-        kept = first.setdefault(key_of(texts[i]), i)
+    dropped: Found = {"repeated": [], "repeated, with another label": []}
+    for i in order:
+        sample = settled.inputs[i]
+        # Texts are the same whatever their case and spaces.
+        key = " ".join(sample.lower().split()) if isinstance(sample, str) else digest(sample)
+        kept = first.setdefault(key, i)
         if kept != i:
-            same = labels[kept] == labels[i]
+            same = settled.labels[kept] == settled.labels[i]
             dropped["repeated" if same else "repeated, with another label"].append(i)
     return list(first.values()), dropped
 
 
-def _quotas(counts: Counter, wants: dict[str, int | None], classes: int, free: int
-            ) -> dict[str, list[int]]:
+def _quotas(counts: Counter, wants: dict[str, int], size: int | None, classes: int, free: int
+            ) -> Found:
     """Return how many samples of each class a role may take, so that the others get some.
 
     A class that has enough for an even share of each role has no limit. A rare one is dealt in
     proportion to the sizes of the roles; of one or two samples, the training set gets the first.
     """
-    given = wants["test"] + wants["reserved"]
-    train = max(free - given, 1) if wants["train"] is None else wants["train"]
+    given = wants["test"] + wants["clean"]
+    train = max(free - given, 1) if size is None else size
     # Who wants all the rest for training shall keep half of each class at least.
-    even = [wants["test"], wants["reserved"], given if wants["train"] is None else train]
+    even = [wants["test"], wants["clean"], given if size is None else train]
     need = sum(-(-want // classes) for want in even)
-    most = {"test": [0] * classes, "reserved": [0] * classes}
+    most = {"test": [0] * classes, "clean": [0] * classes}
     for k in range(classes):
         count = counts[k]
         if count >= need:
-            most["test"][k] = most["reserved"][k] = count
+            most["test"][k] = most["clean"][k] = count
             continue
         left = count - 1
-        for role, spare in (("test", 1 if wants["reserved"] else 0), ("reserved", 0)):
+        for role, spare in (("test", 1 if wants["clean"] else 0), ("clean", 0)):
             if wants[role] and left > 0:
                 share = max(1, count * wants[role] // (given + train))
                 most[role][k] = min(share, max(left - spare, 1))
@@ -145,31 +255,62 @@ def _quotas(counts: Counter, wants: dict[str, int | None], classes: int, free: i
     return most
 
 
-def _take(rows: list[int], labels: Sequence[int | None], size: int, most: list[int]
-          ) -> list[int]:
-    """Take `size` out of `rows`, evenly over the classes as far as they last."""
-    queues = [[i for i, row in enumerate(rows) if labels[row] == k][:limit]
-              for k, limit in enumerate(most)]
-    taken: list[int] = []
-    turn = 0
-    while len(taken) < size and any(turn < len(queue) for queue in queues):
-        taken += [queue[turn] for queue in queues if turn < len(queue)][:size - len(taken)]
-        turn += 1
-    chosen = set(taken)
-    dealt = [rows[i] for i in sorted(taken)]
-    rows[:] = [row for i, row in enumerate(rows) if i not in chosen]
-    return dealt
+def _take(indices: list[int], labels: Numbers, size: int, most: list[int]) -> list[int]:
+    """Take `size` out of `indices`, evenly over the classes as far as they last."""
+    queues = [[i for i in indices if labels[i] == k][:limit] for k, limit in enumerate(most)]
+    turns = (queue[turn] for turn in range(max(map(len, queues))) for queue in queues
+             if turn < len(queue))
+    taken = set(itertools.islice(turns, size))
+    chosen = [i for i in indices if i in taken]
+    indices[:] = [i for i in indices if i not in taken]
+    return chosen
 
 
-def _lacking(made: dict[str, list[int]], labels: Sequence[int | None], names: tuple[str, ...],
-             name: str) -> list[tuple[int, str]]:
-    there = {role: {labels[i] for i in rows} for role, rows in made.items()}
-    untrained = sorted((there["reserved"] | there["test"]) - there["train"])
-    if untrained:
-        raise DataError(f"{name} leaves no sample to train on of the class"
-                        f"{'es' if len(untrained) > 1 else ''} "
-                        f"{in_words([repr(names[k]) for k in untrained])}",
-                        "bring more samples of each, or give smaller sizes=... for the other "
-                        "roles", "sizes")
-    return [(k, role) for role, found in there.items() for k in range(len(names))
-            if k not in found]
+def _doubts(settled: Settled, roles: Found, dropped: Found, named: bool) -> list[str]:
+    """Say what looks wrong but may be meant, one sentence each."""
+    alike: dict[str, list[str]] = {}
+    for name in settled.names:
+        alike.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    found = [f"the class names {', '.join(map(repr, group))} differ in case or spaces only: make "
+             "them one if they are" for group in alike.values() if len(group) > 1]
+    found += [f"there is a class named {name!r}: is that a label, or the lack of one?"
+              for name in settled.names if name.strip().lower() in NO_LABEL and not named]
+    if twice := dropped["repeated, with another label"]:
+        found.append(f"{len(twice)} samples repeat another one with another label, as samples "
+                     f"{in_words(sorted(twice))} do; one of each was kept")
+    for role, chosen in roles.items():
+        there = {settled.labels[i] for i in chosen}
+        if lacking := [repr(x) for k, x in enumerate(settled.names) if k not in there]:
+            found.append(f"the role {role!r} has no sample of the class {in_words(lacking)}")
+    return [f"{settled.where}: {doubt}" for doubt in found]
+
+
+def _task(name: str, origin: str, settled: Settled, roles: Found, dropped: Found,
+          notes: tuple[str, ...] = ()) -> Task:
+    """Put the roles together, and count all samples by class."""
+    labels, names = settled.labels, settled.names
+
+    def by_class(indices: Sequence[int]) -> dict[str | None, int]:
+        found = Counter(labels[i] for i in indices)
+        lacking = {None: found[None]} if found[None] else {}
+        return {name: found[k] for k, name in enumerate(names)} | lacking
+
+    read: Found = {}
+    for i, split in enumerate(settled.splits):
+        read.setdefault("left out" if split == "drop" else split, []).append(i)
+    reasons = {"unlabeled": [i for split, there in read.items() if split != "left out"
+                             for i in there if labels[i] is None],
+               "split left out": read.get("left out", []), **dropped}
+    report = LoadReport({split: by_class(there) for split, there in read.items()},
+                        {role: by_class(chosen) for role, chosen in roles.items()},
+                        {reason: by_class(there) for reason, there in reasons.items() if there},
+                        notes)
+    train, clean, test = (_taken(settled, roles[role]) for role in ROLES)
+    return Task(name, TrainSet(*train), CleanSet(*clean), TestSet(*test), origin, report)
+
+
+def _taken(settled: Settled, indices: list[int]) -> tuple[Any, Any, Names]:
+    inputs = settled.inputs
+    chosen = (inputs.take(indices) if isinstance(inputs, Images)
+              else tuple(str(inputs[i]) for i in indices))
+    return chosen, [settled.labels[i] for i in indices], settled.names

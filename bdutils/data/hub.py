@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from ..assets import CacheError, disk_trouble
 from ..samples import DataError
-from .normalize import Raw
-from .pixels import flattened, opened, stacked
+from .image import Size, opened, stacked
+from .labels import Raw
 
 COLUMNS = {"text": ("text", "image", "img")}  # what `text` means where it was not given
 
@@ -17,7 +19,7 @@ class HubError(ConnectionError):
     """The hub does not give a data set; the message ends with the remedy."""
 
 
-def load(hub_id: str, config: str | None = None, remedy: str = "") -> Mapping[str, object]:
+def load(hub_id: str, config: str | None = None, remedy: str = "") -> Mapping[str, Any]:
     """Return the tables of a data set, by split.
 
     Args:
@@ -46,8 +48,7 @@ def _translated(error: Exception, hub_id: str, remedy: str) -> Exception:
         choices = " ".join(str(error).split())
         return DataError(f"{hub_id}: {choices[:400]}",
                          f"name a configuration, such as hub:{hub_id}:CONFIG")
-    trouble = disk_trouble(error)
-    if trouble:
+    if trouble := disk_trouble(error):
         folder = os.environ.get("HF_HOME") or "~/.cache/huggingface"
         return CacheError(f"the hub's folder {folder} {trouble}: set HF_HOME to a folder that "
                           "can be written and has room")
@@ -59,8 +60,8 @@ def _translated(error: Exception, hub_id: str, remedy: str) -> Exception:
 
 
 def read_hub(hub_id: str, config: str | None, columns: tuple[str, str],
-             names: tuple[str, ...] | None = None, remedy: str = "",
-             size: int | tuple[int, int] | None = None) -> Raw:
+             names: tuple[str, ...] | None = None, remedy: str = "", *, size: Size = None,
+             mode: str | None = None, parts: Sequence[str] | None = None) -> Raw:
     """Return the samples of a data set, texts or images.
 
     Args:
@@ -69,7 +70,8 @@ def read_hub(hub_id: str, config: str | None, columns: tuple[str, str],
             called `image` or `img` is taken for it.
         names: Of the classes; those of the data set if None.
         remedy: As for `load`.
-        size: Of images, see `pixels.stacked`.
+        size, mode: Of images, see `image.stacked`.
+        parts: Splits to read, all if None.
 
     Raises:
         DataError: For a missing column, and as `load` does.
@@ -77,31 +79,30 @@ def read_hub(hub_id: str, config: str | None, columns: tuple[str, str],
         HubError: As `load` does.
     """
     samples, labels, splits = [], [], []
-    kind = None
+    are_images, own_names = False, None
     for part, table in load(hub_id, config, remedy).items():
-        text, label = _found(table, columns, hub_id)
-        kind = table.features[label]
-        pictured = type(table.features[text]).__name__ == "Image"
-        cells = table.with_format("arrow")[:][text].to_pylist() if pictured else table[text]
-        samples += [_opened(cell, f"{hub_id}, {part}, row {i}") for i, cell in enumerate(cells)
-                    ] if pictured else list(cells)
+        if parts and part not in parts:
+            continue
+        column, label = _found(table, columns, hub_id)
+        own_names = getattr(table.features[label], "names", None)
+        are_images = type(table.features[column]).__name__ == "Image"
+        if are_images:
+            cells = table.with_format("arrow")[:][column].to_pylist()
+            samples += [of_cell(x, f"{hub_id}, {part}, sample {i}") for i, x in enumerate(cells)]
+        else:
+            samples += list(table[column])
         labels += list(table[label])
         splits += [part] * len(table)
-    names = names or (tuple(kind.names) if hasattr(kind, "names") else None)
-    if samples and not isinstance(samples[0], str) and hasattr(samples[0], "mode"):
-        pixels, notes = stacked(samples, None, size)
-        return Raw(pixels, labels, _of_parts(splits), names, notes=notes)
-    return Raw(samples, labels, _of_parts(splits), names)
+    if len(set(splits)) == 1:  # one part, whatever its name, is no split
+        splits = [""] * len(splits)
+    names = names or (tuple(own_names) if own_names else None)
+    inputs, notes = stacked(samples, size, mode) if are_images else (samples, ())
+    return Raw(inputs, labels, splits, names, notes=notes)
 
 
-def _of_parts(splits: list[str]) -> list[str]:
-    """Take a data set of one part, whatever its name, as one that is not split."""
-    return [""] * len(splits) if len(set(splits)) == 1 else splits
-
-
-def _found(table: object, columns: tuple[str, str], hub_id: str) -> tuple[str, str]:
+def _found(table: Any, columns: tuple[str, str], hub_id: str) -> tuple[str, str]:
     there = table.column_names
-    text = next((name for name in COLUMNS.get(columns[0], (columns[0],)) if name in there), None)
+    text = next((name for name in COLUMNS.get(columns[0], (columns[0],)) if name in there), "")
     for name, option, found in ((columns[0], "text", text), (columns[1], "label", columns[1])):
         if found not in there:
             raise DataError(f"{hub_id} has no column {name!r}: it has {there}",
@@ -109,11 +110,13 @@ def _found(table: object, columns: tuple[str, str], hub_id: str) -> tuple[str, s
     return text, columns[1]
 
 
-def _opened(cell: dict | None, where: str) -> object:
-    data, path = (cell or {}).get("bytes"), (cell or {}).get("path")
+def of_cell(cell: Any, where: str) -> Any:
+    """Return the image in a cell of a table, which holds a file's bytes or its path."""
+    cell = cell if isinstance(cell, dict) else {}
+    data, path = cell.get("bytes"), cell.get("path")
     if data is None and path and os.path.isfile(path):
-        with open(path, "rb") as file:
-            data = file.read()
-    if data is None:
-        raise DataError(f"{where} has no image", "leave the row out")
-    return flattened(opened(data, where), where)
+        data = Path(path).read_bytes()
+    if not isinstance(data, bytes):
+        raise DataError(f"{where} has no image", "leave the sample out, or write it as an object "
+                        "whose field `bytes` is a file")
+    return opened(data, where)

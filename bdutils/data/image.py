@@ -1,191 +1,210 @@
-"""Images: Fashion-MNIST from a package, others from files or the hub."""
+"""Images from outside: of any depth, palette, transparency and size, alone or in folders."""
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import random
+import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
 
-from ..assets import AssetError, CacheError, asset, cache_dir
-from ..roles import Pictures, ReservedSet, Task, TestSet, TrainingSet, evenly
-from ..samples import DataError, LoadReport
-from .hub import HubError, load
-from .normalize import classes
-from .pixels import flattened, opened, stacked
-from .tables import read_table
+from ..roles import Images
+from ..samples import DataError, in_words
+from .labels import SPLITS, Raw, natural
 
-FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker",
-           "bag", "ankle boot")
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
-           "truck")
-# Of all labeled pictures, in any order; for a copy from elsewhere.
-FASHION_SHA256 = {
-    "train": "93071dfa20f584eeeb705e850e092f48bbd385813f9db74a038c5bef758ab84d",
-    "test": "244f956bd7c1f23476f702e61da7933f0498a89ce3f2165d7395191f2e9eaadd",
-}
-ROLES = (("test", TestSet, "test"), ("reserved", ReservedSet, "train"),
-         ("train", TrainingSet, "train"))
-HUB = {  # hub id, columns of picture and label, names of the classes, pixels a side, mode
-    "fashion": ("zalando-datasets/fashion_mnist", "image", "label", FASHION, 28, "L"),
-    "cifar10": ("uoft-cs/cifar10", "img", "label", CIFAR10, 32, "RGB"),
-    "gtsrb": ("tanganke/gtsrb", "image", "label", tuple(f"sign {k}" for k in range(43)), 32,
-              "RGB"),
-}
+GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
+DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
+            ".pbm")
+Size = int | tuple[int, int] | None  # height and width, or one number for both
 
 
-def load_pictures(name: str, sizes: dict[str, int | None], seed: int = 0,
-                  folder: Path | None = None) -> Task:
-    """Load a set of pictures and split it into the three roles.
+def opened(data: bytes, where: str) -> Image.Image:
+    """Return the image in a file, read to its end, with 8 bits and without transparency.
 
     Args:
-        name: `fashion`, `cifar10` or `gtsrb`.
-        sizes: Rows per role, None for all there are.
-        seed: Of the split.
-        folder: With NAME_train.parquet and NAME_test.parquet, instead of the hub.
+        data: Content of the file. 16 bits are scaled to 8, and what is transparent becomes white.
+        where: Names it, for the message.
 
     Returns:
-        A task whose roles share no picture; the test role is of the published test part.
+        An image of mode `L` if it was gray, else `RGB`.
 
     Raises:
-        ValueError: If the set is too small.
-        FileNotFoundError: If the folder lacks the files.
-        AssetError: Without a network.
-        ConnectionError: Without a network.
+        DataError: If it is no image, is cut short, or has a range that nobody knows.
     """
-    if name == "fashion" and not folder:
-        parts, names, origin = _fashion(), FASHION, "Fashion-MNIST"
-    else:
-        parts, names = _columns(name, folder)
-        origin = f"files: {folder.name}" if folder else f"hub: {HUB[name][0]}"
-    digests = {part: [_digest(image) for image in pixels] for part, (pixels, _) in parts.items()}
-    rng, used, made = random.Random(seed), set(), {}
-    chosen: dict[str, list[int]] = {}
-    # The test part goes first, since a published test set must keep its images.
-    for role, kind, part in ROLES:
-        pixels, labels = parts[part]
-        rows = _fresh(digests[part], rng.sample(range(len(pixels)), len(pixels)), used)
-        size = sizes[role]
-        if size and len(rows) < size:
-            raise DataError(f"{name} leaves only {len(rows)} pictures for the role {role!r}, but "
-                            f"{size} are asked for", "give smaller sizes=...", "sizes")
-        rows = evenly(rows, labels, size, len(names)) if size else rows
-        used.update(digests[part][row] for row in rows)
-        chosen[role] = rows
-        made[role] = kind(Pictures(pixels[rows]), tuple(labels[row] for row in rows), names)
-    report = _account(parts, names, chosen, (digests, used))
-    return Task(name=name, source=origin, **made, report=report)
-
-
-def _account(parts: dict[str, tuple[Tensor, list[int]]], names: tuple[str, ...],
-             chosen: dict[str, list[int]], seen: tuple[dict, set]) -> LoadReport:
-    """Count all images by class."""
-    digests, used = seen
-
-    def by_class(labels: Sequence[int]) -> dict[str, int]:
-        found = Counter(labels)
-        return {name: found[k] for k, name in enumerate(names)}
-
-    kept = {role: by_class([parts[part][1][i] for i in chosen[role]]) for role, _, part in ROLES}
-    dropped: dict[str, list[int]] = {"repeated": [], "not asked for": []}
-    for part, (_, labels) in parts.items():
-        taken = {i for role, _, where in ROLES if where == part for i in chosen[role]}
-        for i, label in enumerate(labels):
-            if i not in taken:
-                again = digests[part][i] in used
-                dropped["repeated" if again else "not asked for"].append(label)
-    return LoadReport({part: by_class(labels) for part, (_, labels) in parts.items()}, kept,
-                      {reason: by_class(labels) for reason, labels in dropped.items() if labels})
-
-
-def _digest(picture: Tensor) -> bytes:
-    return hashlib.blake2b(picture.numpy().tobytes(), digest_size=16).digest()
-
-
-def _of_all(pixels: Tensor, labels: list[int]) -> str:
-    """Return a checksum of labeled pictures in any order."""
-    each = sorted(_digest(picture) + bytes([y]) for picture, y in zip(pixels, labels, strict=True))
-    return hashlib.sha256(b"".join(each)).hexdigest()
-
-
-def _fresh(digests: list[bytes], rows: Sequence[int], used: set[bytes]) -> list[int]:
-    """Leave out images that another role has, or that come twice."""
-    seen, kept = set(used), []
-    for row in rows:
-        if digests[row] not in seen:
-            seen.add(digests[row])
-            kept.append(row)
-    return kept
-
-
-def _fashion() -> dict[str, tuple[Tensor, list[int]]]:
     try:
-        folder, parts = asset("fashion_mnist"), {}
-    except CacheError:
-        raise
-    except AssetError as error:  # no apt-get here: the hub has the same images
-        try:
-            parts = _columns("fashion", None)[0]
-        except HubError as second:
-            place = cache_dir() / "assets/fashion_mnist"
-            raise HubError(f"{error}; and {second}, or copy the folder {place} from a machine "
-                           "that has it. Chapters on texts do not need it") from second
-        if any(_of_all(*parts[part]) != digest for part, digest in FASHION_SHA256.items()):
-            raise AssetError("the hub's Fashion-MNIST is not the set that we know") from error
-        return parts
-    for part, prefix in (("train", "train"), ("test", "t10k")):
-        pixels, labels = (gzip.decompress((folder / f"{prefix}-{kind}.gz").read_bytes())
-                          for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
-        # Both files start with a few whole numbers that say what we know already.
-        array = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 1, 28, 28)
-        parts[part] = torch.from_numpy(array.copy()), list(labels[8:])
-    return parts
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        said = "it is of no form that is known" if "BytesIO" in str(error) else error
+        raise DataError(f"{where} is no image that can be read ({said})",
+                        "get it again, or leave it out") from error
+    return flattened(image, where)
 
 
-def _columns(name: str, folder: Path | None) -> tuple[dict, tuple[str, ...]]:
-    hub_id, column, label, names, side, mode = HUB[name]
-    tables = _files(name, folder, (column, label)) if folder else _from_hub(name)
-    parts = {}
-    for part, (cells, found) in tables.items():
-        where = f"{name}, {part}"
-        images = []
-        for i, cell in enumerate(cells):
-            here = f"{where}, row {i}"
-            images.append(flattened(opened(cell["bytes"], here), here))
-        labels, _ = classes(found, names, where=where)
-        if None in labels:
-            raise DataError(f"{where}: row {labels.index(None)} has no label", "leave it out")
-        parts[part] = stacked(images, mode, side)[0].pixels, labels
-    return parts, names
+def flattened(image: Image.Image, where: str) -> Image.Image:
+    """Return an image of 8 bits without palette and transparency, `L` or `RGB`."""
+    if image.mode in DEEP:
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise DataError(f"{where} has values outside 0 to 65535", "save it with 8 or 16 bits")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise DataError(f"{where} has 32 bits a pixel", "save it with 8 or 16 bits")
+    gray = image.mode in GRAY
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("L" if gray else "RGB")
 
 
-def _from_hub(name: str) -> dict[str, tuple[list, list]]:
-    hub_id, column, label = HUB[name][:3]
-    tables = load(hub_id, remedy="" if name == "fashion" else
-                  "stay at BDUTILS_SCALE=small, whose images are others")
-    return {part: (tables[part].with_format("arrow")[:][column].to_pylist(),
-                   list(tables[part][label])) for part in ("train", "test")}
+def stacked(images: Sequence[Image.Image], size: Size = None, mode: str | None = None
+            ) -> tuple[Images, tuple[str, ...]]:
+    """Bring images to one size and one number of channels.
+
+    Args:
+        images: From `opened` or `flattened`.
+        size: That of most images if None.
+        mode: `L` or `RGB`; if None, `RGB` if one of them has colors.
+
+    Returns:
+        The images, and what was done to some of them, in sentences.
+    """
+    mode = mode or ("L" if all(image.mode == "L" for image in images) else "RGB")
+    if size is None:
+        width, height = Counter(image.size for image in images).most_common(1)[0][0]
+    else:
+        height, width = (size, size) if isinstance(size, int) else size
+    other = sum(image.size != (width, height) for image in images)
+    arrays = [np.asarray(image.convert(mode) if image.size == (width, height) else
+                         image.convert(mode).resize((width, height), Image.Resampling.BILINEAR))
+              for image in images]
+    pixels = torch.from_numpy(np.stack(arrays)).reshape(len(images), height, width, -1)
+    notes = (f"{other} images were brought to {height} x {width} pixels (height x width)",)
+    return Images(pixels.permute(0, 3, 1, 2).contiguous()), notes if other else ()
 
 
-def _files(name: str, folder: Path, columns: tuple[str, str]) -> dict[str, tuple[list, list]]:
-    paths = {part: folder / f"{name}_{part}.parquet" for part in ("train", "test")}
-    if missing := [path for path in paths.values() if not path.is_file()]:
-        raise FileNotFoundError(f"there is no file {missing[0]}: for images of your own, name "
-                                f"their folder alone, as in load_task({str(folder)!r})")
-    tables = {part: read_table(path, columns) for part, path in paths.items()}
-    return {part: (_cells(table.column(columns[0], "text"), table.where),
-                   table.column(columns[1], "label")) for part, table in tables.items()}
+def check_size(size: object) -> None:
+    """Reject a size that is none."""
+    both = (size, size) if isinstance(size, int) else size
+    if size is not None and not (isinstance(both, tuple | list) and len(both) == 2 and all(
+            type(side) is int and side > 0 for side in both)):
+        raise DataError(f"size={size!r} is no size", "use one number of pixels, or (height, "
+                        "width)")
 
 
-def _cells(cells: list, where: str) -> list[dict]:
-    for row, cell in enumerate(cells):
-        if not isinstance(cell, dict) or not isinstance(cell.get("bytes"), bytes):
-            raise DataError(f"{where}: row {row} holds no image",
-                            "write each as an object whose field `bytes` is a file")
-    return cells
+def as_images(samples: Any, size: Size = None) -> tuple[Images, tuple[str, ...]] | None:
+    """Return samples as images, and what was done to them; None if they are something else.
+
+    Args:
+        samples: An array or tensor of uint8, images of Pillow, or texts.
+        size: As for `stacked`; arrays keep theirs.
+
+    Raises:
+        DataError: For an array of another type or shape.
+    """
+    if isinstance(samples, Images):
+        return samples, ()
+    if isinstance(samples, np.ndarray | torch.Tensor) and samples.ndim > 1:
+        return _of_array(torch.as_tensor(samples)), ()
+    if len(samples) and all(isinstance(sample, Image.Image) for sample in samples):
+        return stacked([flattened(x, f"image {i}") for i, x in enumerate(samples)], size)
+    return None
+
+
+def _of_array(array: torch.Tensor) -> Images:
+    if array.dtype != torch.uint8 or array.dim() not in (3, 4):
+        raise DataError(f"images must be uint8 of shape (n, H, W), (n, C, H, W) or (n, H, W, C), "
+                        f"not {array.dtype} of shape {tuple(array.shape)}",
+                        "scale to 0 to 255 and convert")
+    if array.dim() == 3:
+        array = array[:, None]
+    elif array.shape[1] not in (1, 3):
+        array = array.permute(0, 3, 1, 2)
+    if array.shape[1] not in (1, 3):
+        raise DataError(f"images have one or three channels, not those of shape "
+                        f"{tuple(array.shape)}", "drop the others")
+    return Images(array.contiguous().clone())
+
+
+def holds_images(root: Path) -> bool:
+    """Tell whether there is an image in some folder below this one."""
+    return any(path.suffix.lower() in SUFFIXES for path in root.glob("*/**/*"))
+
+
+def read_folder(root: Path, size: Size = None, own: Mapping[str, str] | None = None) -> Raw:
+    """Read a folder as `torchvision` does: the names of its folders are the classes.
+
+    Args:
+        root: Holds CLASS/IMAGE, or SPLIT/CLASS/IMAGE; deeper folders count to their class.
+        size: As for `stacked`.
+        own: What else a folder's name means, as a split.
+
+    Returns:
+        The samples in the order of their paths. Numbers in names are sorted as numbers.
+
+    Raises:
+        DataError: For a folder without classes, a class without images, or a file that is no
+            image.
+    """
+    parts = _parts(root, own or {})
+    names = sorted({folder.name for folders in parts.values() for folder in folders},
+                   key=natural)
+    if not names:
+        raise DataError(f"{root} holds no folders of images", "make a folder for each class, and "
+                        "name it after the class")
+    images, labels, splits, others = [], [], [], []
+    for split, folder in [(split, folder) for split, found in parts.items() for folder in found]:
+        files = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]
+        for path in sorted(files, key=lambda path: [natural(part) for part in path.parts]):
+            if path.suffix.lower() not in SUFFIXES:
+                others.append(path)
+                continue
+            images.append(_image(path, str(path.relative_to(root))))
+            labels.append(folder.name)
+            splits.append(split)
+    if empty := [name for name in names if name not in labels]:
+        raise DataError(f"{root}: there is no image of the class {in_words(empty)}",
+                        f"bring some ({', '.join(SUFFIXES)}), or delete the folder")
+    above = dict.fromkeys([root, *(root / split for split in parts)])
+    loose = [path for folder in above for path in sorted(folder.iterdir())
+             if path.is_file() and path.suffix.lower() in SUFFIXES]
+    pixels, notes = stacked(images, size)
+    notes += tuple(f"{len(paths)} {what}, and were left alone, such as "
+                   f"{paths[0].relative_to(root)}" for paths, what in (
+                       (others, "files are no images by their names"),
+                       (loose, "images lie in no folder of a class")) if paths)
+    return Raw(pixels, labels, splits if any(parts) else None, tuple(names), notes=notes)
+
+
+def _parts(root: Path, own: Mapping[str, str]) -> dict[str, list[Path]]:
+    """Return the folders of the classes by split; the split is empty if there are none."""
+    folders = _folders(root)
+    words = {word for words in SPLITS.values() for word in words}
+    words |= {str(name).lower() for name in own}
+    known = [folder for folder in folders if folder.name.lower() in words]
+    if not any(_folders(folder) for folder in known):
+        return {"": folders}
+    if unknown := [folder.name for folder in folders if folder not in known]:
+        raise DataError(f"{root} holds splits, such as {known[0].name}, beside folders called "
+                        f"{in_words(unknown)}", "put each class below its split, or say what "
+                        f"each name means with splits={{{unknown[0]!r}: 'test'}} (or 'drop')",
+                        "splits")
+    return {folder.name: _folders(folder) for folder in known}
+
+
+def _folders(root: Path) -> list[Path]:
+    found = [path for path in root.iterdir() if path.is_dir() and path.name[0] not in "._"]
+    return sorted(found, key=lambda path: natural(path.name))
+
+
+def _image(path: Path, where: str) -> Image.Image:
+    try:
+        return opened(path.read_bytes(), where)
+    except OSError as error:
+        raise DataError(f"{where} cannot be read ({error.strerror})",
+                        "check that you may read it") from error

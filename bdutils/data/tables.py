@@ -1,22 +1,25 @@
 """Files of samples: CSV and its relatives, JSON, JSON lines, parquet; packed by `gzip` or not.
 
-A file is read whole or refused with the line that is wrong: no line is skipped, no cell is taken
+A file is read whole or rejected with the line that is wrong: no line is skipped, no cell is taken
 for missing because of what it says, and nothing is guessed that the file does not settle.
 """
 
 from __future__ import annotations
 
 import codecs
+import csv
 import gzip
 import io
 import json
+import re
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..samples import DataError, in_words
-from .delimited import read_delimited
-from .normalize import Raw
+from .labels import Raw
 
 SEPARATORS = {".csv": ",;\t|", ".tsv": "\t", ".tab": "\t"}
 JSON = (".json", ".jsonl", ".ndjson")
@@ -24,6 +27,8 @@ KNOWN = (*SEPARATORS, *JSON, ".parquet")
 BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"),
         (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
         (codecs.BOM_UTF16_BE, "utf-16"))
+LONGEST = 2**31 - 1  # characters of a cell; the module `csv` stops at 131,072 unless told
+QUOTES = "write a quote inside a quoted text twice, and quote a text that begins with one"
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Table:
     """Name -> (n,) cells."""
     typed: bool = True
     """Whether cells have types; in a CSV file all are texts."""
-    classes: dict[str, tuple[str, ...]] | None = None
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Column -> names of its classes, if the file says so."""
     notes: tuple[str, ...] = ()
     """What should be known of how it was read."""
@@ -50,32 +55,15 @@ class Table:
         Raises:
             DataError: For a missing column.
         """
-        splits = next((name for name in self.columns if is_split(name)), None)
-        return Raw(self.column(text, "text"), self.column(label, "label"),
-                   self.columns.get(splits), (self.classes or {}).get(str(label)), self.typed,
-                   self.notes)
-
-    def column(self, name: str, option: str) -> list:
-        """Return the cells of a column.
-
-        Args:
-            name: Of the column.
-            option: The argument that named it, for the message.
-
-        Raises:
-            DataError: If there is none of that name.
-        """
-        if str(name) not in self.columns:
-            first = "" if self.typed else " (from its first line, which must hold the names)"
-            there = in_words([repr(column[:40]) for column in self.columns], 12)
-            raise DataError(f"{self.where} has no column {str(name)!r}: it has {there}{first}",
-                            "name yours with text=... and label=...", option)
-        return self.columns[str(name)]
-
-
-def is_split(column: str) -> bool:
-    """Tell whether a column says to which split a sample belongs."""
-    return column.strip().lower() == "split"
+        for name, option in ((str(text), "text"), (str(label), "label")):
+            if name not in self.columns:
+                first = "" if self.typed else " (from its first line, which must hold the names)"
+                there = in_words([repr(column[:40]) for column in self.columns], 12)
+                raise DataError(f"{self.where} has no column {name!r}: it has {there}{first}",
+                                "name yours with text=... and label=...", option)
+        splits = next((cells for name, cells in self.columns.items() if _is_split(name)), None)
+        return Raw(self.columns[str(text)], self.columns[str(label)], splits,
+                   self.classes.get(str(label)), self.typed, self.notes)
 
 
 def suffix_of(path: Path) -> str:
@@ -109,8 +97,11 @@ def read_table(path: Path, asked: tuple[str, str], encoding: str | None = None,
         raise DataError(f"{path.name} is empty", "check the path")
     if suffix in JSON:
         return _json(text, path.name, suffix)
-    columns, notes = read_delimited(text, path.name, asked, separator or SEPARATORS[suffix])
-    return Table(path.name, columns, typed=False, notes=notes)
+    return _delimited(text, path.name, asked, separator or SEPARATORS[suffix])
+
+
+def _is_split(column: str) -> bool:
+    return column.strip().lower() == "split"
 
 
 def _bytes(path: Path) -> bytes:
@@ -121,34 +112,34 @@ def _bytes(path: Path) -> bytes:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})",
                         "check that it is a file that you may read") from error
-    if data[:2] != b"\x1f\x8b":  # by its content: some are packed and do not say so
-        return data
-    try:
-        return gzip.decompress(data)
+    try:  # by its content: some are packed and do not say so
+        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path.name} cannot be unpacked ({error})",
                         "it may be cut short: get it again") from error
 
 
 def _decoded(data: bytes, where: str, encoding: str | None) -> str:
-    found = next((name for mark, name in BOMS if data.startswith(mark)), None)
+    chosen = encoding or next((name for mark, name in BOMS if data.startswith(mark)), "UTF-8")
     zeros = "such as encoding=\"utf-16-le\", since zero bytes are in it"
     windows = "such as encoding=\"cp1252\" for old files of Windows"
     hint = f"name its encoding, {zeros if bytes(1) in data[:1000] else windows}"
     try:
-        text = data.decode(encoding or found or "utf-8")
+        text = data.decode(chosen)
     except LookupError:
         raise DataError(f"there is no encoding {encoding!r}",
                         "name one that Python knows, such as cp1252", "encoding") from None
     except UnicodeError as error:
         at = getattr(error, "start", 0)
         line = data.count(b"\n", 0, at) + 1
-        raise DataError(f"{where} is not {encoding or found or 'UTF-8'} (byte 0x{data[at]:02x} in "
-                        f"line {line})", hint, "encoding") from error
+        raise DataError(f"{where} is not {chosen} (byte 0x{data[at]:02x} in line {line})", hint,
+                        "encoding") from error
     if "\0" in text[:1000]:
-        raise DataError(f"{where} is not {encoding or found or 'UTF-8'}", hint, "encoding")
+        raise DataError(f"{where} is not {chosen}", hint, "encoding")
     return text.removeprefix("\ufeff")
 
+
+# ------------------------------------------------------------- JSON and parquet
 
 def _json(text: str, where: str, suffix: str) -> Table:
     start = text.lstrip()[:1]
@@ -159,18 +150,18 @@ def _json(text: str, where: str, suffix: str) -> Table:
             if start == "[" or not _is_json(text.lstrip().splitlines()[0]):
                 raise DataError(f"{where} is no JSON ({error})",
                                 "check that it is whole") from error
-    rows = []
+    records = []
     for number, line in enumerate(text.split("\n"), 1):  # `splitlines` splits inside texts too
         if line.strip():
             try:
-                rows.append(json.loads(line))
+                records.append(json.loads(line))
             except (ValueError, RecursionError) as error:
                 said = getattr(error, "msg", error)
                 raise DataError(f"{where}: line {number} is no JSON ({said})",
                                 "write one object a line") from error
-    if suffix == ".json" and len(rows) == 1:
-        return _json_whole(rows[0], where)
-    return _json_rows(rows, where)
+    if suffix == ".json" and len(records) == 1:
+        return _json_whole(records[0], where)
+    return _json_records(records, where)
 
 
 def _is_json(line: str) -> bool:
@@ -181,30 +172,30 @@ def _is_json(line: str) -> bool:
     return True
 
 
-def _json_whole(found: object, where: str) -> Table:
+def _json_whole(found: Any, where: str) -> Table:
     """Take a list of objects, an object of columns, or an object around one of the two."""
     if isinstance(found, list):
-        return _json_rows(found, where)
+        return _json_records(found, where)
     if isinstance(found, dict) and found:
         cells = [list(x.values()) if isinstance(x, dict) else x for x in found.values()]
         if all(isinstance(x, list) for x in cells) and len({len(x) for x in cells}) == 1 < len(
                 found):
             return Table(where, dict(zip(found, cells, strict=True)))
         inside = [x for x in found.values() if isinstance(x, list) and x and all(
-            isinstance(row, dict) for row in x)]
+            isinstance(record, dict) for record in x)]
         if len(inside) == 1:
-            return _json_rows(inside[0], where)
+            return _json_records(inside[0], where)
     raise DataError(f"{where} holds no samples in a form that is known",
                     "write a list of objects, or one object a line")
 
 
-def _json_rows(rows: list, where: str) -> Table:
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: row {number} is a {type(row).__name__}",
+def _json_records(records: list, where: str) -> Table:
+    for number, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise DataError(f"{where}: sample {number} is a {type(record).__name__}",
                             "write an object with the fields of a sample")
-    names = dict.fromkeys(name for row in rows for name in row)
-    return Table(where, {name: [row.get(name) for row in rows] for name in names})
+    names = dict.fromkeys(name for record in records for name in record)
+    return Table(where, {name: [record.get(name) for record in records] for name in names})
 
 
 def _parquet(data: bytes, where: str, asked: tuple[str, str]) -> Table:
@@ -216,7 +207,7 @@ def _parquet(data: bytes, where: str, asked: tuple[str, str]) -> Table:
         names = file.schema_arrow.names
         if twice := [name for name in names if names.count(name) > 1]:
             raise DataError(f"{where} has two columns {twice[0]!r}", "rename one")
-        wanted = [name for name in names if name in asked or is_split(name)]
+        wanted = [name for name in names if name in asked or _is_split(name)]
         table = file.read(columns=wanted) if {*asked} <= {*names} else None
     except pa.ArrowException as error:
         raise DataError(f"{where} is no whole parquet file ({str(error).splitlines()[0]})",
@@ -224,31 +215,90 @@ def _parquet(data: bytes, where: str, asked: tuple[str, str]) -> Table:
     columns: dict[str, list] = {name: [] for name in names}
     if table is not None:
         columns |= {name: table.column(name).to_pylist() for name in wanted}
-    return Table(where, columns, classes=class_names(file.schema_arrow.metadata))
-
-
-def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
-    """Return the names of classes that `datasets` writes into a parquet file, by column.
-
-    Args:
-        metadata: Of the file's schema.
-    """
-    try:
-        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: tuple(kind["names"]) for name, kind in features.items()
-                if kind.get("_type") == "ClassLabel"}
+    try:  # names of classes, as `datasets` writes them into a parquet file
+        features = json.loads(file.schema_arrow.metadata[b"huggingface"])["info"]["features"]
+        classes = {name: tuple(kind["names"]) for name, kind in features.items()
+                   if kind.get("_type") == "ClassLabel"}
     except (KeyError, ValueError, TypeError, AttributeError):  # none, or of another form
-        return {}
+        classes = {}
+    return Table(where, columns, classes=classes)
 
 
-def refuse_suffix(path: Path) -> None:
-    """Say what to do with a file whose suffix tells of no form that is known.
+# --------------------------------------------------------- texts with separators
 
-    Args:
-        path: Of a file that exists.
+def _delimited(text: str, where: str, asked: tuple[str, str], separators: str) -> Table:
+    """Read by the separator under which the first line has the columns that are asked for."""
+    limit = csv.field_size_limit(LONGEST)
+    try:
+        lines = list(io.StringIO(text, newline=""))
+        if told := re.fullmatch(r'"?sep=(.)"?\s*', lines[0]):  # how Excel names the separator
+            lines[0], separators = "\n", told[1]
+        heads = {mark: _head(lines, mark, where) for mark in separators}
+        fits = [mark for mark, head in heads.items() if {*asked} <= {*head}]
+        mark = fits[0] if fits else max(separators, key=lambda mark: len(heads[mark]))
+        head = heads[mark]
+        if twice := [name for name in asked if head.count(name) > 1]:
+            raise DataError(f"{where} has two columns {twice[0]!r}", "rename one")
+        if not fits:
+            return Table(where, {name: [] for name in head}, typed=False)
+        notes = () if mark == separators[0] else (f"the separator is {mark!r}",)
+        try:
+            found = _whole(lines, mark, where, head.index(asked[1]))
+        except DataError:
+            # Files with tabs often know no quotes; then each line is one sample.
+            found = [line.rstrip("\r\n").split("\t") for line in lines if line.strip("\r\n")][1:]
+            if mark != "\t" or any(len(cells) != len(head) for cells in found):
+                raise
+            notes = (*notes, "quotes stand for themselves")
+    finally:
+        csv.field_size_limit(limit)
+    columns = list(zip(*found, strict=True)) or [()] * len(head)
+    return Table(where, {name: list(cells) for name, cells in zip(head, columns, strict=True)},
+                 typed=False, notes=notes)
 
-    Raises:
-        DataError: Always.
-    """
-    raise DataError(f"{path.name} is of a form that is not known",
-                    f"save it as one of {in_words(KNOWN, 9)}, packed by gzip or not")
+
+def _head(lines: list[str], mark: str, where: str) -> list[str]:
+    try:
+        return next(_records(lines, mark, where))[2]
+    except (StopIteration, DataError):  # quotes that go wrong under another separator
+        return []
+
+
+def _records(lines: list[str], mark: str, where: str) -> Iterator[tuple[int, int, list[str]]]:
+    """Yield first line, last line and cells of each record; lines are counted from 1."""
+    reader, start = csv.reader(lines, delimiter=mark, strict=True), 1
+    try:
+        for cells in reader:
+            if cells:
+                yield start, reader.line_num, cells
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{where}: a quote in line {start} goes wrong ({error})",
+                        QUOTES) from error
+
+
+def _whole(lines: list[str], mark: str, where: str, label: int) -> list[list[str]]:
+    """Return all records, and see that no quote has swallowed lines."""
+    records = list(_records(lines, mark, where))
+    width = len(records[0][2])
+    for start, _, cells in records:
+        if len(cells) != width:
+            raise DataError(f"{where}: line {start} has {len(cells)} cells, the first line "
+                            f"{width}", f"quote a text that holds {mark!r}, a quote or a line "
+                            "end")
+    known = {cells[label] for start, stop, cells in records[1:] if start == stop}
+    for start, stop, _ in records[1:]:
+        inside = lines[start - 1:stop] if start < stop else []
+        if any(_like_a_sample(line, mark, width, label, known) for line in inside):
+            raise DataError(f"{where}: a quote that opens in line {start} takes in what look "
+                            f"like other samples, up to line {stop}", QUOTES)
+    return [cells for _, _, cells in records[1:]]
+
+
+def _like_a_sample(line: str, mark: str, width: int, label: int, known: set[str]) -> bool:
+    """Tell whether a line alone has as many cells as a sample, and a known label among them."""
+    line = line.rstrip("\r\n")
+    ways = [line.split(mark)]
+    for text in (line, line.replace('""', '"')):
+        ways += csv.reader([text], delimiter=mark)
+    return any(len(cells) == width and cells[label].strip().strip('"') in known for cells in ways)

@@ -1,70 +1,137 @@
-"""What all defenses share: what they are given, what they give back, how they are called.
+"""What all defenses share: what they are given, what they give back, and their common steps.
 
-A defense is a frozen dataclass of settings and a function that takes them and a `Case`::
+A defense is one class. Its fields are its hyperparameters, and calling it with a `Context` runs
+it::
 
-    @repair.register
-    def _(settings: MySettings, case: Case) -> Outcome:
-        ...
+    @register("mine")
+    @dataclass(frozen=True)
+    class Mine:
+        epochs: int = 3
 
-From then on `repair(MySettings(), case)` works, and so does every table that is made with it.
-What a reader's model or defense gives is checked there once, so that a slip is not an error far
-away.
+        def __call__(self, context: Context) -> Outcome:
+            ...
+
+`register` also checks what goes in and what comes out, so that a slip in a reader's model or
+defense is one clear sentence here and not an error far away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import singledispatch
-from typing import Protocol
+import copy
+import functools
+import inspect
+import math
+import random
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from torch import nn
 
-from ..metrics import REFUSED
+from ..metrics import REJECTED, cacc
 from ..models.adopt import architecture, check_classes, require_float32
-from ..models.image import PictureClassifier
-from ..models.text import Classifier
-from ..roles import DefenderView
-from ..training import PictureSettings, TrainSettings, untrained
+from ..models.image import ImageClassifier
+from ..roles import CleanSet, TrainSet, stratified_subset
+from ..training import ImageTrainConfig, Model, Training, untrained
 
-
-def check_range(settings: object, holds: bool) -> None:
-    """Refuse settings that cannot be meant.
-
-    Args:
-        settings: Of a defense.
-        holds: Whether each of its fields is in its range.
-
-    Raises:
-        ValueError: If one is not.
-    """
-    if not holds:
-        raise ValueError(f"cannot go on with {settings}: a field is out of its range")
+DEFENSES: dict[str, type] = {}
+Defense = TypeVar("Defense", bound=type)
 
 
 class Predictor(Protocol):
-    """What can be measured: a model, or a model behind a guard."""
+    """What can be measured: a model, or a model behind an input filter."""
 
-    def predict(self, texts) -> list[int]:
-        """Return a class for each text or picture, `metrics.REFUSED` where it gives none."""
+    def predict(self, inputs: Any) -> list[int]:
+        """Return a class for each text or image, `metrics.REJECTED` where it gives none."""
+
+
+class EpochLog(NamedTuple):
+    """What the defender sees of a model under repair, from clean and flagged samples alone.
+
+    What was not measured is NaN.
+    """
+
+    cycle: int
+    """Steps, epochs or cycles so far; 0 is before the first."""
+    agreement: float
+    """Share of flagged samples that keep their label."""
+    base: float = math.nan
+    """Share of other clean samples that get that label."""
+    accuracy: float = math.nan
+    """On held-out clean samples."""
+    trust: tuple[float, ...] = ()
+    """Mean terms of the loss on clean samples."""
+    punish: tuple[float, ...] = ()
+    """Mean terms of the loss on flagged samples."""
+
+
+Callback = Callable[[nn.Module, EpochLog], None]
+
+
+def ignore(student: nn.Module, log: EpochLog) -> None:
+    """Do nothing after an epoch; an evaluator may give another callback.
+
+    What a callback returns is not used, and it must leave student and random state as they are.
+    """
 
 
 @dataclass(frozen=True)
-class Case:
-    """What a defender is given, whatever the defense, and nothing else."""
+class Context:
+    """What a defender is given, whatever the defense, and nothing else.
 
-    classifier: Classifier | PictureClassifier
+    No part refers to the test set, the trigger, the target label or the poisoned samples, so
+    that a defense cannot use what a real defender would not know.
+
+    Raises:
+        TypeError: If a set has another role.
+    """
+
+    classifier: Model
     """The suspected model."""
-    view: DefenderView
-    """Clean rows, and the pool if he has it."""
-    training: TrainSettings | PictureSettings
-    """How such a model is trained."""
-    watch: Callable | None = None
-    """An examiner's look at a model under repair, of which the defense learns nothing; None if
-    nobody looks."""
+    clean: CleanSet
+    """Clean samples."""
+    # For a type checker these two are always there: what needs them asks `require` first.
+    train: TrainSet = cast(TrainSet, None)
+    """The training set, None if the defender does not have it."""
+    training: Training = cast(Training, None)
+    """How such a model is trained, None if the defender does not know it."""
+    callback: Callback = ignore
+    """An evaluator's look at a model under repair, of which the defense learns nothing."""
 
-    def fresh(self, training: TrainSettings | PictureSettings) -> Classifier | PictureClassifier:
-        """Return an untrained model of the same kind.
+    def __post_init__(self) -> None:
+        """Keep the roles apart."""
+        if type(self.clean) is not CleanSet:
+            raise TypeError("a defender's clean samples must be a CleanSet, "
+                            f"not a {type(self.clean).__name__}")
+        if self.train is not None and type(self.train) is not TrainSet:
+            raise TypeError("a defender's training set must be a TrainSet, "
+                            f"not a {type(self.train).__name__}")
+
+    def require(self, method: str, *, train: bool = False, training: bool = False) -> None:
+        """Say what a defense needs and has not been given.
+
+        Args:
+            method: Its name, for the message.
+            train: Whether it needs the training set.
+            training: Whether it must know how such a model is trained.
+
+        Raises:
+            ValueError: If something is missing, or the sets differ in their classes.
+        """
+        if train and self.train is None:
+            raise ValueError(f"{method} needs the training set: give the context a `train`, or "
+                             "choose a defense that needs clean samples alone")
+        if training and self.training is None:
+            raise ValueError(f"{method} trains as the given model was trained: give the context "
+                             "a `training`")
+        if self.train and self.train.label_names != self.clean.label_names:
+            raise ValueError("training set and clean samples differ in their classes: "
+                             f"{self.train.label_names} and {self.clean.label_names}")
+
+    def new_model(self, training: Training) -> Model:
+        """Return an untrained model of the same kind as the suspected one.
 
         Args:
             training: To come.
@@ -73,19 +140,15 @@ class Case:
             ValueError: If the pretrained encoder below the suspected model is not known.
         """
         given = self.classifier
-        if isinstance(given, PictureClassifier):
+        if isinstance(given, ImageClassifier):
+            assert isinstance(training, ImageTrainConfig)
             return replace(given.anew(training.seed), pad=training.pad, flip=training.flip)
-        made = untrained(self.view.reserved, training, given.source)
+        made = untrained(self.clean, training, given.source)
         if _shape(made.model) != _shape(given.model):
             raise ValueError(f"a new {architecture(given.model)} is trained from its pretrained "
                              "encoder, and which that was is not known: set `source` of the "
                              "classifier to its folder or hub id")
         return made
-
-    @property
-    def looks(self) -> dict[str, Callable]:
-        """Return the examiner's look as an argument, if there is one."""
-        return {"watch": self.watch} if self.watch else {}
 
 
 @dataclass(frozen=True)
@@ -93,57 +156,147 @@ class Outcome:
     """What a defense gives back."""
 
     model: Predictor
-    """Repaired, guarded or as it was."""
+    """Repaired, behind a filter, or as it was."""
     verdict: str = "purified"
-    """The defense's own, in a word."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """By step."""
-    found: object = None
-    """The method's own report, if it has one."""
+    """`purified`, `filtered`, `no evidence`, `undone`, or a word of the defense's own."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """By step; the whole time if the defense gives none."""
+    history: tuple[EpochLog, ...] = ()
+    """What the defender saw on the way."""
+    report: Mapping[str, Any] = field(default_factory=dict)
+    """What else the method found, by name."""
 
 
-@singledispatch
-def _method(settings: object, case: Case) -> Outcome:
-    if isinstance(settings, type):
-        raise TypeError(f"{settings.__name__} is a class: give `repair` settings, such as "
-                        f"{settings.__name__}()")
-    raise TypeError(f"no defense belongs to {type(settings).__name__}: write one, and put "
-                    "`@repair.register` above it")
-
-
-def repair(settings: object, case: Case) -> Outcome:
-    """Run the defense that these settings belong to.
-
-    What the defense itself raises goes through.
+def register(name: str) -> Callable[[Defense], Defense]:
+    """Return a decorator that enters a defense into `DEFENSES` and checks each of its calls.
 
     Args:
-        settings: Of one of the methods, or of a registered one.
-        case: What it may see.
-
-    Returns:
-        A model that can be measured; that of the case is not changed.
+        name: Of the defense; a class of the same name may be registered anew, as when a cell of
+            a notebook runs twice.
 
     Raises:
-        TypeError: If the settings belong to no defense, or if what it gives is no outcome.
-        ValueError: If the model does not fit the data, or the repaired one does not answer.
+        TypeError: If it decorates what is no dataclass with `__call__(self, context)`.
+        ValueError: If another defense has the name.
     """
-    _check_model(case)
-    found = _method(settings, case)
-    _check_outcome(found, type(settings).__name__, case)
-    return found
+    def add(cls: Defense) -> Defense:
+        method = vars(cls).get("__call__") if inspect.isclass(cls) else None
+        if not (is_dataclass(cls) and callable(method)
+                and len(inspect.signature(method).parameters) == 2):
+            raise TypeError(f"{getattr(cls, '__name__', cls)} is no defense: write a dataclass "
+                            "with `def __call__(self, context: Context) -> Outcome`")
+        if name in DEFENSES and DEFENSES[name].__name__ != cls.__name__:
+            raise ValueError(f"{name!r} is {DEFENSES[name].__name__} already: choose another name")
+
+        @functools.wraps(method)
+        def checked(self: object, context: Context) -> Outcome:
+            _check_context(context)
+            start = time.perf_counter()
+            outcome = method(self, context)
+            _check_outcome(outcome, name, context)
+            return outcome if outcome.seconds else replace(
+                outcome, seconds={"purify": time.perf_counter() - start})
+
+        cls.__call__ = checked  # type: ignore[method-assign]
+        DEFENSES[name] = cls
+        return cls
+
+    return add
 
 
-def _register(first: object, method: Callable | None = None) -> Callable:
-    """Let `repair` know a defense; see the text above."""
-    try:
-        return _method.register(first, method)
-    except (TypeError, NameError) as error:
-        raise TypeError("which settings this defense is for cannot be told: annotate its first "
-                        "parameter, as in `def _(settings: MySettings, case: Case)`") from error
+def check_range(config: object, holds: bool) -> None:
+    """Reject hyperparameters that cannot be meant.
+
+    Args:
+        config: Of a defense.
+        holds: Whether each of its fields is in its range.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    if not holds:
+        raise ValueError(f"cannot go on with {config}: a field is out of its range")
 
 
-repair.register = _register
-repair.dispatch, repair.registry = _method.dispatch, _method.registry
+def clone(classifier: Model) -> Model:
+    """Return a copy that can be trained without changing the original."""
+    return replace(classifier, model=copy.deepcopy(classifier.model))
+
+
+def stratified_split(clean: CleanSet, shares: Sequence[float], seed: int
+                     ) -> list[CleanSet | None]:
+    """Divide clean samples among several uses, each with the same share of every class.
+
+    Args:
+        clean: n samples.
+        shares: Of each class, with a sum of 1 at most.
+        seed: Which samples go where.
+
+    Returns:
+        Disjoint sets, one for each share; None where a share is 0.
+
+    Raises:
+        ValueError: If a share that is not 0 gets no sample of a class.
+    """
+    rng = random.Random(seed)
+    parts: list[list[int]] = [[] for _ in shares]
+    for label in range(clean.num_labels):
+        chosen = [i for i, y in enumerate(clean.labels) if y == label]
+        rng.shuffle(chosen)
+        start, reach = 0, 0.0
+        for part, share in zip(parts, shares, strict=True):
+            reach += share  # rounded once, so that no sample is lost
+            stop = round(reach * len(chosen))
+            if stop > len(chosen) or (share and stop == start):
+                raise ValueError(f"{len(chosen)} clean samples of class {label} cannot be divided "
+                                 f"by {tuple(shares)}: give more, or shares that sum to 1 at most")
+            part += chosen[start:stop]
+            start = stop
+    return [clean.take(part) if part else None for part in parts]
+
+
+def hold_out(clean: CleanSet, share: float, seed: int) -> tuple[CleanSet, CleanSet]:
+    """Split clean samples into material and a share for a threshold.
+
+    Args:
+        clean: n samples.
+        share: Of all, as many of each class.
+        seed: Which.
+
+    Raises:
+        ValueError: If a part would be empty.
+    """
+    n, count = len(clean), round(share * len(clean))
+    if not 0 < count < n:
+        raise ValueError(f"{n} clean samples cannot be split at a share of {share}: an input "
+                         "filter needs samples in both parts")
+    order = random.Random(seed).sample(range(n), n)
+    held = stratified_subset(order, clean.labels, count, clean.num_labels)
+    chosen = set(held)
+    return clean.take([i for i in order if i not in chosen]), clean.take(held)
+
+
+def accept_if_harmless(before: Model, after: Model, held_out: CleanSet | None,
+                       max_loss: float | None) -> str:
+    """Say whether a repair stands, or costs too much on held-out samples.
+
+    Args:
+        before: The model as it was given.
+        after: Repaired.
+        held_out: Clean samples that had no part in the repair; with None it stands.
+        max_loss: Of accuracy, 0 to 1; with None it stands.
+
+    Returns:
+        `purified` or `undone`.
+    """
+    if max_loss is None or not held_out:
+        return "purified"
+    was, now = (cacc(model.predict(held_out.inputs), held_out.labels).value
+                for model in (before, after))
+    if was - now <= max_loss:
+        return "purified"
+    warnings.warn(f"the defense took the held-out accuracy from {was:.1%} to {now:.1%} and was "
+                  "undone: lower lr, or give more clean samples", stacklevel=4)
+    return "undone"
 
 
 def _shape(model: nn.Module) -> tuple:
@@ -151,13 +304,16 @@ def _shape(model: nn.Module) -> tuple:
     return type(model).__name__, *(getattr(model.config, size, None) for size in sizes)
 
 
-def _check_model(case: Case) -> None:
-    """Call the suspected model once, so that one that cannot be called is refused at once."""
-    model, rows = case.classifier, case.view.reserved
+def _check_context(context: Context) -> None:
+    """Call the suspected model once, so that one that cannot be called is rejected at once."""
+    if not isinstance(context, Context):
+        raise TypeError(f"a defense is called with a Context, not a {type(context).__name__}: "
+                        "give Context(classifier, clean)")
+    model, clean = context.classifier, context.clean
     lacks = [name for name in ("model", "encode", "collate", "batches", "logits", "predict")
              if not hasattr(model, name)]
     if lacks:
-        raise TypeError(f"a defense works on a `Classifier` or `PictureClassifier`, not on a "
+        raise TypeError(f"a defense works on a `Classifier` or `ImageClassifier`, not on a "
                         f"{type(model).__name__}, which has no {lacks[0]}")
     network = type(model.model).__name__
     if not hasattr(model.model, "device") or not hasattr(
@@ -165,39 +321,39 @@ def _check_model(case: Case) -> None:
         raise TypeError(f"the network {network} needs `device` and `config.num_labels` beside its "
                         "forward: defenses read them")
     require_float32(model.model)
-    check_classes(model, rows.label_names)
+    check_classes(model, clean.label_names)
     model.model.eval()  # else it would go on with dropout, and its BatchNorm would learn
-    some = rows.take(range(min(2, len(rows)))).texts
+    some = clean.take(range(min(2, len(clean)))).inputs
     try:
         shape = tuple(model.logits(some).shape)
     except Exception as error:  # whatever a reader's network raises
-        takes = "pixel_values" if rows.are_pictures else "input_ids and attention_mask"
+        takes = "pixel_values" if clean.are_images else "input_ids and attention_mask"
         raise ValueError(f"the network {network} cannot be called "
                          f"({_short(error)}): it must take {takes} and return `logits`") from error
-    if shape != (len(some), rows.num_labels):
+    if shape != (len(some), clean.num_labels):
         raise ValueError(f"the network {network} gives logits of shape {shape} "
-                         f"for {len(some)} samples of {rows.num_labels} classes")
+                         f"for {len(some)} samples of {clean.num_labels} classes")
 
 
-def _check_outcome(found: object, name: str, case: Case) -> None:
-    """Refuse what a defense gives if nobody could measure it."""
-    if not isinstance(found, Outcome):
-        raise TypeError(f"the defense for {name} gave a {type(found).__name__} and no outcome: "
+def _check_outcome(outcome: object, name: str, context: Context) -> None:
+    """Reject what a defense gives if nobody could measure it."""
+    if not isinstance(outcome, Outcome):
+        raise TypeError(f"the defense {name} gave a {type(outcome).__name__} and no outcome: "
                         "end it with `return Outcome(model)`")
-    if not callable(getattr(found.model, "predict", None)):
-        raise TypeError(f"the model that the defense for {name} gave, a "
-                        f"{type(found.model).__name__}, has no method `predict`: give a "
+    if not callable(getattr(outcome.model, "predict", None)):
+        raise TypeError(f"the model that the defense {name} gave, a "
+                        f"{type(outcome.model).__name__}, has no method `predict`: give a "
                         "`Classifier`, or a class that has one")
-    rows = case.view.reserved
-    some = rows.take(range(min(4, len(rows)))).texts
+    clean = context.clean
+    some = clean.take(range(min(4, len(clean)))).inputs
     try:
-        answers = [int(answer) for answer in found.model.predict(some)]
+        answers = [int(answer) for answer in outcome.model.predict(some)]
     except Exception as error:  # whatever a reader's model raises
-        raise ValueError(f"the model that the defense for {name} gave does not predict "
+        raise ValueError(f"the model that the defense {name} gave does not predict "
                          f"({_short(error)}): `predict` takes samples and returns a class "
                          "number for each") from error
-    if len(answers) != len(some) or not {*answers} <= {REFUSED, *range(rows.num_labels)}:
-        raise ValueError(f"the model that the defense for {name} gave answers {answers} for "
+    if len(answers) != len(some) or not {*answers} <= {REJECTED, *range(clean.num_labels)}:
+        raise ValueError(f"the model that the defense {name} gave answers {answers} for "
                          f"{len(some)} samples: `predict` returns a class number for each")
 
 

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import jsonschema
 import numpy
@@ -97,7 +98,7 @@ def hardware() -> str:
 
 
 def record(*, metrics: dict[str, Rate | float], seconds: dict[str, float],
-           reported: dict | None = None, **fields) -> dict:
+           reported: dict | None = None, **fields: Any) -> dict:
     """Make the record of one run.
 
     Args:
@@ -158,7 +159,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
         yield False
         return
     except (OSError, NotImplementedError) as error:
-        if disk_trouble(error):  # what is made could not be kept
+        if isinstance(error, OSError) and disk_trouble(error):  # what is made could not be kept
             raise OSError(error.errno, f"no record can be kept, since {path.parent} "
                           f"{disk_trouble(error)}: choose another folder (--results FOLDER)"
                           ) from error
@@ -271,7 +272,7 @@ def value(run: dict, metric: str) -> float:
 
 
 def interval(runs: list[dict], metric: str) -> Rate | None:
-    """Return a rate's mean over seeds and its 95 % interval; None if no run has the metric.
+    """Return a rate's mean over seeds and its 95% interval; None if no run has the metric.
 
     See `metrics.mean_interval` and `metrics.wilson`.
 
@@ -298,7 +299,7 @@ def interval(runs: list[dict], metric: str) -> Rate | None:
 
 
 def over_seeds(runs: list[dict], metric: str) -> str:
-    """Show a rate in per cent: its mean over seeds and a 95 % interval.
+    """Show a rate in percent: its mean over seeds and a 95% interval.
 
     Args:
         runs, metric: As for `interval`.
@@ -321,7 +322,7 @@ def table(runs: list[dict], by: str | list[str], metrics: list[str]) -> pd.DataF
         metrics: Names.
 
     Returns:
-        A table with the number of seeds and each metric's mean and interval in per cent.
+        A table with the number of seeds and each metric's mean and interval in percent.
     """
     keys = [by] if isinstance(by, str) else by
     groups: dict[tuple, list[dict]] = {}

@@ -5,98 +5,120 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import singledispatch
+from typing import Any
 
 import torch
 
-from ..defenses.anomaly import charges
-from ..defenses.base import Case, Outcome, repair
-from ..defenses.baselines import MinimaxSettings, TuningSettings
-from ..defenses.bedkd import AUTHORS, BeDKDResult, BeDKDSettings, find_suspects, retrain_without
+from ..defenses.base import Context, EpochLog, Outcome, ignore, stratified_split
+from ..defenses.bedkd import AUTHORS, BeDKD, find_suspects, retrain_without
+from ..defenses.detector import evidence_by_class
 from ..defenses.dup import AUTHORS as DUP_AUTHORS
-from ..defenses.dup import DUPResult, DUPSettings
-from ..defenses.guards import OnionSettings, StripSettings
-from ..defenses.mapping import gap, split_reserved
-from ..defenses.ntml import NTMLSettings, centered, without
+from ..defenses.dup import DUP
+from ..defenses.fineprune import FinePruning
+from ..defenses.finetune import FineTuning, TuneConfig
+from ..defenses.ft_sam import FTSAM
+from ..defenses.ibau import IBAU
+from ..defenses.mapping import gap
+from ..defenses.nad import NAD
+from ..defenses.ntml import NTML, centered, without
+from ..defenses.onion import ONION
+from ..defenses.strip import STRIP
 from ..evaluation import Victim
-from ..metrics import auroc, tpr_fpr, wilson
-from ..models.text import Classifier
-from ..roles import DefenderView
-from ..training import train, untrained
+from ..metrics import Rate, auroc, tpr_fpr, wilson
+from ..roles import TrainSet
+from ..training import Model, train, untrained
 
-# The comparisons see the trust rows at least as often as BeDKD mostly needs.
-_PLAIN = BeDKDSettings(punish="none", trust_steps=0, cycles=4)
-_CURVE = BeDKDSettings(dmm_epochs=5, cycles=40, stop=False)
-# As `dup`, but nothing ends or steers the push, to see where it leads.
-_PUSH = DUPSettings(look=12, gate=False, stop=False, passes=4, steps=0)
-# So many passes over 100 clean rows are as many rows as NT-ML's 16 over 12,000.
-_LONG = 1920
-VARIANTS: dict[str, object] = {
-    "bedkd": BeDKDSettings(),
-    "bedkd-forced": BeDKDSettings(alpha=1.0),
+
+def changed(config: Any, **changes: Any) -> Any:
+    """Return a configuration with some fields changed, those of its parts too.
+
+    Args:
+        config: A frozen dataclass of configurations.
+        **changes: Values by field; `part__field` is a field of a part.
+    """
+    for place, value in changes.items():
+        name, _, inner = place.partition("__")
+        config = replace(config, **{
+            name: changed(getattr(config, name), **{inner: value}) if inner else value})
+    return config
+
+
+# The comparisons see the clean samples at least as often as BeDKD mostly needs.
+_PLAIN = BeDKD(punish="none", trust_steps=0, cycles=4)
+_CURVE = changed(BeDKD(cycles=40, stop=False), module__epochs=5)
+# As `dup`, but nothing ends or steers the unlearning, to see where it leads.
+_FREE = changed(DUP(), stopping__eval_every=12, unlearning__gate=False, stopping__stop=False,
+                unlearning__epochs=4, unlearning__min_steps=0)
+_TEXT = TuneConfig(epochs=4, lr_share=1.0)
+# So many epochs over 100 clean samples are as many samples as NT-ML's 16 over 12,000.
+_LONG = TuneConfig(epochs=1920)
+VARIANTS: dict[str, Any] = {  # a registered class each
+    "bedkd": BeDKD(),
+    "bedkd-forced": changed(BeDKD(), scan__alpha=1.0),
     "bedkd-authors": AUTHORS,
-    "fine-tuning": replace(_PLAIN, ce_weight=1.0),
+    "fine-tuning": changed(_PLAIN, loss__ce_weight=1.0),
     "trust": _PLAIN,
-    "random": BeDKDSettings(punish="random", cycles=30),
-    "retraining": BeDKDSettings(scan_cap=10**6),
+    "random": BeDKD(punish="random", cycles=30),
+    "retraining": changed(BeDKD(), scan__max_flagged=10**6),
     # One deviation of the authors' code at a time, without a stop, to see what it does.
     "ours": _CURVE,
-    "unbounded": replace(_CURVE, bounds=None),
-    "padding-counts": replace(_CURVE, masked=False),
+    "unbounded": changed(_CURVE, loss__bounds=None),
+    "padding-counts": changed(_CURVE, loss__masked=False),
     "one-optimizer": replace(_CURVE, punish_lr=0.0),
-    "whole-passes": replace(_CURVE, trust_steps=0, punish_steps=0, cycles=8),
+    "whole-epochs": replace(_CURVE, trust_steps=0, punish_steps=0, cycles=8),
     # Ten times the rate of texts, since these networks were not pretrained.
-    "bedkd-pictures": BeDKDSettings(lr=3e-4, punish_lr=3e-4),
-    "dup": DUPSettings(),
-    "dup-forced": DUPSettings(alpha=math.inf),
+    "bedkd-images": BeDKD(lr=3e-4, punish_lr=3e-4),
+    "dup": DUP(),
+    "dup-forced": DUP(alpha=math.inf),
     "dup-authors": DUP_AUTHORS,
-    "lora": replace(_PUSH, push=0.0),
-    "dup-unstopped": _PUSH,
-    "dup-no-kick": replace(_PUSH, kick=False),
-    "dup-uncapped": replace(_PUSH, cap=None),
+    "lora": changed(_FREE, unlearning__weight=0.0),
+    "dup-unstopped": _FREE,
+    "dup-no-unlikelihood": changed(_FREE, unlearning__unlikelihood=False),
+    "dup-uncapped": changed(_FREE, unlearning__cap=None),
     # The defense as it is, but for one deviation taken back.
-    "dup-batch-32": DUPSettings(batch_size=32),
-    "dup-fast": DUPSettings(lr=5e-4, decay=True),
-    "dup-one-set": DUPSettings(apart=False),
-    "dup-all-pushed": DUPSettings(watched=0),
-    "dup-one-look": DUPSettings(tail=1),
-    "dup-causal": DUPSettings(pooling="last", modules=("q_proj", "k_proj", "v_proj", "o_proj"),
-                              lr=2e-4, look=4),
-    "ntml": NTMLSettings(),
-    **{f"ntml-{count}": NTMLSettings() for count in (25, 50, 250, 500)},
+    "dup-batch-32": changed(DUP(), unlearning__batch_size=32),
+    "dup-fast": changed(DUP(), unlearning__lr=5e-4, unlearning__decay=True),
+    "dup-one-set": DUP(disjoint=False),
+    "dup-all-unlearned": DUP(monitored=0),
+    "dup-one-eval": changed(DUP(), stopping__average=1),
+    "dup-causal": changed(DUP(), detector__pooling="last", unlearning__lr=2e-4,
+                          adapter__modules=("q_proj", "k_proj", "v_proj", "o_proj"),
+                          stopping__eval_every=4),
+    "ntml": NTML(),
+    **{f"ntml-{count}": NTML() for count in (25, 50, 250, 500)},
     # One of our own choices at a time the other way.
-    "ntml-raw": NTMLSettings(center=False),
-    "ntml-gate-3": NTMLSettings(gate=3.0),
-    "ntml-drop": NTMLSettings(drop=True),
-    "ntml-alone": NTMLSettings(mutual=False),
-    "ntml-go-on": NTMLSettings(scratch=False),
-    "tuning": TuningSettings(),
-    "pruning": TuningSettings(max_drop=0.04),
-    "nad": TuningSettings(attention=1000.0),
-    "sam": TuningSettings(rho=2.0),
-    "ibau": MinimaxSettings(),
-    # Texts: four passes over 800 rows are about as many rows as one pass over the 3,000 of
+    "ntml-raw": changed(NTML(), pair__center=False),
+    "ntml-gate-3": NTML(gate=3.0),
+    "ntml-drop": NTML(drop=True),
+    "ntml-alone": NTML(mutual=False),
+    "ntml-go-on": NTML(scratch=False),
+    "ft": FineTuning(),
+    "fp": FinePruning(),
+    "nad": NAD(),
+    "ft_sam": FTSAM(),
+    "ibau": IBAU(),
+    # Texts: four epochs over 800 samples are about as many samples as one over the 3,000 of
     # training, at its full rate; ours.
-    "tuning-text": TuningSettings(epochs=4, lr_share=1.0),
-    "sam-text": TuningSettings(epochs=4, lr_share=1.0, rho=2.0),
-    "strip": StripSettings(copies=10),
-    "strip-text": StripSettings(),
-    "onion": OnionSettings(),
-    "tuning-long": TuningSettings(epochs=_LONG),
-    "pruning-long": TuningSettings(epochs=_LONG, max_drop=0.04),
-    "nad-long": TuningSettings(epochs=_LONG, attention=1000.0),
+    "ft-text": FineTuning(_TEXT),
+    "ft_sam-text": FTSAM(_TEXT),
+    "strip": STRIP(copies=10),
+    "strip-text": STRIP(),
+    "onion": ONION(),
+    "ft-long": FineTuning(_LONG),
+    "fp-long": FinePruning(_LONG),
+    "nad-long": NAD(_LONG),
 }
-# Clean rows that these defenses get; ours.
-FEW, COUNTS = 100, {f"ntml-{count}": count for count in (25, 50, 250, 500)}
-PROBE = 1000  # pool rows on which the detector is judged
-# They need clean rows only and get no pool.
-WITHOUT_POOL = TuningSettings | MinimaxSettings | StripSettings | OnionSettings
+# Clean samples that these defenses get; ours.
+CLEAN_IMAGES, COUNTS = 100, {f"ntml-{count}": count for count in (25, 50, 250, 500)}
+PROBE = 1000  # training samples on which the scan is judged
+# These get the training set; all others need clean samples only.
+WITH_TRAIN_SET = BeDKD | DUP | NTML
 
 
 def defend(name: str, attacked: Victim, seed: int, measure: Callable[..., dict],
-           glance: Callable[[Classifier], dict]) -> tuple[dict, dict, dict]:
+           quick_eval: Callable[[Model], dict]) -> tuple[dict, dict, dict]:
     """Run a defense and measure it.
 
     Args:
@@ -104,8 +126,8 @@ def defend(name: str, attacked: Victim, seed: int, measure: Callable[..., dict],
         attacked: The victim.
         seed: Of the defense.
         measure: Maps a model (and whether to add the floor) to metrics by name.
-        glance: The same on fewer rows, for a curve over the cycles. Both are the examiner's: the
-            defense never sees what they return.
+        quick_eval: The same on fewer samples, for a curve over the cycles. Both are the
+            evaluator's: the defense never sees what they return.
 
     Returns:
         Metrics (those of the attacked model end in `_before`), seconds by step, and further fields
@@ -114,157 +136,165 @@ def defend(name: str, attacked: Victim, seed: int, measure: Callable[..., dict],
     Raises:
         KeyError: For an unknown name.
     """
-    settings = replace(VARIANTS[name], seed=seed)
+    defense = replace(VARIANTS[name], seed=seed)
     curve: list[dict] = []
-    # A picture of each cycle is worth its time only where nothing stops the run.
-    watch = None if getattr(settings, "stop", True) else _watch(attacked, settings, glance, curve)
-    case = case_of(attacked, settings, COUNTS.get(name), watch)
-    found = _retrain(attacked, settings) if name == "retraining" else repair(settings, case)
-    about, history = _judge(settings, found, attacked, measure)
-    if not isinstance(settings, BeDKDSettings | DUPSettings):
-        about["clean"] = len(case.view.reserved)
+    context = context_for(attacked, defense, COUNTS.get(name),
+                          _callback(attacked, defense, quick_eval, curve))
+    outcome = _retrain(context, defense) if name == "retraining" else defense(context)
+    about, history = _judge(defense, outcome, attacked, measure)
+    if not isinstance(defense, BeDKD | DUP):
+        about["clean"] = len(context.clean)
     before = {f"{k}_before": v for k, v in measure(attacked.classifier, False).items()
               if k in ("cacc", "pacc") or k.startswith("asr")}
     # JSON knows no NaN, which stands for what could not be observed.
-    return {**measure(found.model), **before, **about}, found.seconds, {
-        "history": [_without_nan(reading) for reading in curve or history]}
+    return {**measure(outcome.model), **before, **about}, dict(outcome.seconds), {
+        "history": [_without_nan(log) for log in curve or history]}
 
 
-def case_of(attacked: Victim, settings: object, count: int | None = None,
-            watch: Callable | None = None) -> Case:
-    """Return what a defender gets who uses these settings.
+def context_for(attacked: Victim, defense: object, count: int | None = None,
+                callback: Callable = ignore) -> Context:
+    """Return what a defender gets who uses this defense.
 
     Args:
         attacked: The victim.
-        settings: Of a defense.
-        count: Clean rows, None for the usual: `FEW` pictures, or all reserved texts, of which
-            NT-ML too gets `FEW`.
-        watch: See `Case`.
+        defense: One of `VARIANTS`.
+        count: Clean samples, None for the usual: `CLEAN_IMAGES`, or all clean texts, of which
+            NT-ML too gets so many.
+        callback: See `Context`.
     """
-    reserved = attacked.task.reserved
-    if count or reserved.are_pictures or isinstance(settings, NTMLSettings):
-        reserved = reserved.few(count or FEW)
-    pool = None if isinstance(settings, WITHOUT_POOL) else attacked.train
-    return Case(attacked.classifier, DefenderView(reserved, pool), attacked.settings, watch)
+    if attacked.task.clean.are_images or isinstance(defense, NTML):
+        count = count or CLEAN_IMAGES
+    return attacked.context(train=isinstance(defense, WITH_TRAIN_SET), clean=count,
+                            callback=callback)
 
 
-def _watch(attacked: Victim, settings: BeDKDSettings | DUPSettings, glance: Callable,
-           curve: list[dict]) -> Callable:
-    # BeDKD's short cycles need fewer looks.
-    every = 1 if isinstance(settings, DUPSettings) or not settings.trust_steps else 4
+def _callback(attacked: Victim, defense: Any, quick_eval: Callable,
+              curve: list[dict]) -> Callable:
+    """Return a callback that keeps a curve: worth its time only where nothing stops the run."""
+    unlearning = isinstance(defense, DUP)
+    stops = defense.stopping.stop if unlearning else getattr(defense, "stop", True)
+    if stops:
+        return ignore
+    # BeDKD's short cycles need fewer evaluations.
+    every = 1 if unlearning or not defense.trust_steps else 4
 
-    def watch(model, reading) -> None:
-        if reading.cycle % every:
-            return
-        seen = glance(replace(attacked.classifier, model=model))
-        curve.append({**reading._asdict(), **{k: v.value for k, v in seen.items()
-                                              if hasattr(v, "value")}})
+    def callback(model: torch.nn.Module, log: EpochLog) -> None:
+        if log.cycle % every == 0:
+            seen = quick_eval(replace(attacked.classifier, model=model))
+            curve.append(log._asdict() | _values(seen))
 
-    return watch
+    return callback
 
 
-@singledispatch
-def _judge(settings: object, found: Outcome, attacked: Victim, measure: Callable) -> tuple:
-    """Return what only the examiner knows of an outcome, and its history."""
+def _values(metrics: dict) -> dict[str, float]:
+    return {name: rate.value for name, rate in metrics.items() if isinstance(rate, Rate)}
+
+
+def _judge(defense: object, outcome: Outcome, attacked: Victim,
+           measure: Callable) -> tuple[dict, list[dict]]:
+    """Return what only the evaluator knows of an outcome, and its history."""
+    changed = {"changed": int(outcome.verdict == "purified")}
+    if isinstance(defense, NTML):
+        stages = [{"stage": stage, **_values(measure(model, False))}
+                  for stage, model in outcome.report["stages"].items()]
+        return changed | _gate(outcome, attacked), stages
+    if isinstance(defense, BeDKD | DUP):
+        logs = [log._asdict() for log in outcome.history]
+        judged = (_flags(outcome, attacked) if isinstance(defense, DUP)
+                  else _scan(outcome, attacked, defense))
+        return {**changed, "cycles": logs[-1]["cycle"] if logs else 0, **judged}, logs
     return {}, []
 
 
-@_judge.register
-def _(settings: NTMLSettings, found: Outcome, attacked: Victim, measure: Callable) -> tuple:
-    about: dict = {"changed": int(found.verdict == "purified")}
-    passed = found.found.passed
-    poisoned = attacked.truth.poisoned if attacked.truth else [False] * len(passed)
-    for kind, hit in (("clean_passed", False), ("poisoned_passed", True)):
-        rows = [ok for ok, p in zip(passed, poisoned, strict=True) if p == hit]
-        if rows:
-            about[kind] = wilson(sum(rows), len(rows))
-    if attacked.truth:
-        about |= _second_choice(attacked)
-    return about, [{"stage": stage, **{k: v.value for k, v in measure(model, False).items()
-                                       if hasattr(v, "value")}}
-                   for stage, model in found.found.stages.items()]
-
-
-@_judge.register(BeDKDSettings)
-@_judge.register(DUPSettings)
-def _(settings: BeDKDSettings | DUPSettings, found: Outcome, attacked: Victim,
-      measure: Callable) -> tuple:
-    readings = found.found.history
-    judged = (_flags if isinstance(settings, DUPSettings) else _detection)
-    return {"changed": int(found.verdict == "purified"),
-            "cycles": readings[-1].cycle if readings else 0,
-            **judged(found.found, attacked, settings)}, [r._asdict() for r in readings]
+def _gate(outcome: Outcome, attacked: Victim) -> dict:
+    """Judge which given labels NT-ML accepted."""
+    passed, about = outcome.report["passed"], {}
+    poisoned = attacked.record.poisoned if attacked.record else [False] * len(passed)
+    for name, kind in (("clean_passed", False), ("poisoned_passed", True)):
+        chosen = [ok for ok, p in zip(passed, poisoned, strict=True) if p == kind]
+        if chosen:
+            about[name] = wilson(sum(chosen), len(chosen))
+    return about | (_second_choice(attacked) if attacked.record else {})
 
 
 def _second_choice(attacked: Victim) -> dict:
-    """Tell how often the victim's best other answer for a mislabeled row is its true label."""
+    """Tell how often the victim's best other answer for a mislabeled sample is its true label."""
     given, true = torch.tensor(attacked.train.labels), torch.tensor(attacked.task.train.labels)
-    rows = (given != true).nonzero()[:, 0]
-    said = attacked.classifier.logits(attacked.train.texts)
-    if not len(rows):
+    mislabeled = (given != true).nonzero()[:, 0]
+    logits = attacked.classifier.logits(attacked.train.inputs)
+    if not len(mislabeled):
         return {}
-    return {name: wilson(int((without(z, given).argmax(1) == true)[rows].sum()), len(rows))
-            for name, z in (("second", said), ("second_centered", centered(said, given)))}
+    ways = {"second": logits, "second_centered": centered(logits, given)}
+    return {name: _share((without(z, given).argmax(1) == true)[mislabeled].tolist())
+            for name, z in ways.items()}
 
 
-def _without_nan(value):
+def _share(hits: Iterable[bool]) -> Rate:
+    hits = list(hits)
+    return wilson(sum(hits), len(hits))
+
+
+def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list | tuple):
         return [_without_nan(v) for v in value]
     return None if value != value else value
 
 
-def _retrain(attacked: Victim, settings: BeDKDSettings) -> Outcome:
-    start, view = time.perf_counter(), attacked.defender_view()
-    module, suspects, rows = find_suspects(attacked.classifier, view, settings,
-                                           split_reserved(view.reserved, settings))
+def _retrain(context: Context, defense: BeDKD) -> Outcome:
+    """Train anew without the suspects of BeDKD's scan, as many as there are."""
+    start = time.perf_counter()
+    context.require("retraining", train=True, training=True)
+    module, suspects = find_suspects(
+        context, defense, stratified_split(context.clean, defense.shares, defense.seed))
     searched = time.perf_counter()
-    fresh = retrain_without(view.pool, rows, lambda kept: _train(kept, attacked))
-    seconds = {"search": searched - start, "purify": time.perf_counter() - searched}
-    return Outcome(fresh, "purified", seconds,
-                   BeDKDResult(fresh, module, suspects, (), "purified", seconds))
+
+    def train_on(kept: TrainSet) -> Model:
+        model = untrained(kept, context.training)
+        train(model, kept, context.training)
+        return model
+
+    model = retrain_without(context.train, suspects.indices, train_on)
+    return Outcome(model, seconds={"search": searched - start,
+                                   "purify": time.perf_counter() - searched},
+                   report={"module": module, "suspects": suspects})
 
 
-def _train(rows, attacked: Victim) -> Classifier:
-    fresh = untrained(rows, attacked.settings)
-    train(fresh, rows, attacked.settings)
-    return fresh
-
-
-def _detection(found: BeDKDResult, attacked: Victim, settings: BeDKDSettings) -> dict:
-    """Judge the scan with what only the examiner knows."""
-    if found.suspects is None:
+def _scan(outcome: Outcome, attacked: Victim, defense: BeDKD) -> dict:
+    """Judge BeDKD's scan with what only the evaluator knows."""
+    suspects, module = outcome.report["suspects"], outcome.report["module"]
+    if suspects is None:
         return {}
-    suspects, pool = found.suspects, attacked.train
     about = {"threshold": suspects.threshold, "chance": suspects.chance,
              "flagged": suspects.flagged, "scanned": suspects.scanned,
-             "suspects": len(suspects.rows)}
-    if attacked.truth is None:
+             "suspects": len(suspects.indices)}
+    if attacked.record is None:
         return about
-    poisoned = attacked.truth.poisoned
-    rows = random.Random(0).sample(range(len(pool)), min(PROBE, len(pool)))
-    texts, truth = pool.take(rows).texts, [poisoned[i] for i in rows]
-    gaps = gap(attacked.classifier.logits(texts), found.module.logits(texts),
-               settings.mean_gap).tolist()
-    tpr, fpr = tpr_fpr([g < suspects.threshold for g in gaps], truth)
-    if suspects.rows:
-        about["precision"] = wilson(sum(poisoned[i] for i in suspects.rows), len(suspects.rows))
-    return {**about, "auroc": auroc([-g for g in gaps], truth), "tpr": tpr, "fpr": fpr}
+    poisoned, n = attacked.record.poisoned, len(attacked.train)
+    probe = random.Random(0).sample(range(n), min(PROBE, n))
+    inputs, labels = attacked.train.take(probe).inputs, [poisoned[i] for i in probe]
+    gaps = gap(attacked.classifier.logits(inputs), module.logits(inputs),
+               defense.scan.mean_gap).tolist()
+    tpr, fpr = tpr_fpr([g < suspects.threshold for g in gaps], labels)
+    if suspects.indices:
+        about["precision"] = _share(poisoned[i] for i in suspects.indices)
+    return {**about, "auroc": auroc([-g for g in gaps], labels), "tpr": tpr, "fpr": fpr}
 
 
-def _flags(found: DUPResult, attacked: Victim, settings: DUPSettings) -> dict:
-    """Judge the flags with what only the examiner knows."""
-    flags, n = found.flags, len(attacked.train)
-    every = charges(found.detector, flags, attacked.train.labels)
-    accused = [row for charge in found.accused for row in charge.rows]
-    about = {"threshold": flags.threshold, "chance": len(every) * min(c.chance for c in every),
-             "flagged": len(flags.rows), "scanned": n, "accused": len(accused)}
-    if attacked.truth is None:
+def _flags(outcome: Outcome, attacked: Victim) -> dict:
+    """Judge DUP's flags with what only the evaluator knows."""
+    flags, n = outcome.report["flags"], len(attacked.train)
+    evidence = evidence_by_class(outcome.report["detector"], flags, attacked.train.labels)
+    suspects = [i for found in outcome.report["suspects"] for i in found.indices]
+    about = {"threshold": flags.threshold, "flagged": len(flags.indices), "scanned": n,
+             "chance": len(evidence) * min(found.chance for found in evidence),
+             "suspect_samples": len(suspects)}
+    if attacked.record is None:
         return about
-    poisoned, flagged = attacked.truth.poisoned, set(flags.rows)
+    poisoned, flagged = attacked.record.poisoned, set(flags.indices)
     tpr, fpr = tpr_fpr([i in flagged for i in range(n)], poisoned)
-    for name, rows in (("precision", flags.rows), ("accused_precision", accused)):
-        if rows:
-            about[name] = wilson(sum(poisoned[i] for i in rows), len(rows))
+    for name, chosen in (("precision", flags.indices), ("suspect_precision", suspects)):
+        if chosen:
+            about[name] = _share(poisoned[i] for i in chosen)
     return {**about, "auroc": auroc(flags.scores.tolist(), poisoned), "tpr": tpr, "fpr": fpr}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +38,7 @@ def architecture(model: nn.Module) -> str:
 
 
 def set_dropout(config: PretrainedConfig, rate: float) -> None:
-    """Set every dropout that a configuration has, whatever it is called there.
-
-    Args:
-        config: Changed in place; a field that is None follows another one and stays.
-        rate: 0 to 1.
-    """
+    """Set every dropout that a configuration has; one that is None follows another and stays."""
     for name, value in config.to_dict().items():
         is_rate = isinstance(value, int | float) and not isinstance(value, bool)
         if is_rate and ("dropout" in name or name.endswith("pdrop")):
@@ -85,31 +81,20 @@ def positions(model: nn.Module) -> int | None:
 
 
 def longest(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the tokens to keep of a text where nobody says how many.
-
-    Args:
-        model: Bounds them by its positions.
-        tokenizer: Bounds them by its maximum, of which 1e30 means none.
-    """
-    most = positions(model)
-    named = tokenizer.model_max_length
-    bounds = [bound for bound in (named if named < 10**9 else None, most) if bound]
-    return min(bounds, default=LONGEST)
+    """Return the tokens to keep of a text where nobody says how many."""
+    named = tokenizer.model_max_length  # 1e30 means none
+    return min(filter(None, (named if named < 10**9 else None, positions(model))),
+               default=LONGEST)
 
 
 def require_float32(model: nn.Module) -> None:
-    """Refuse a model that would be trained in half precision.
-
-    Raises:
-        ValueError: If it holds weights of fewer than 32 bits.
-    """
-    found = _half(model)
-    if found:
+    """Reject a model that would be trained in half precision."""
+    if found := _half(model):
         raise ValueError(f"the weights of {architecture(model)} are {found}, in which small steps "
                          "are lost: call `model.float()` before it is trained")
 
 
-def layers_of(outputs: object) -> tuple[Tensor, ...]:
+def layers_of(outputs: Any) -> tuple[Tensor, ...]:
     """Return the hidden states of a run, those of the encoder first, then the decoder's.
 
     Args:
@@ -131,13 +116,8 @@ def layers_of(outputs: object) -> tuple[Tensor, ...]:
 
 
 @torch.inference_mode()
-def first_token_is_blind(model: nn.Module, ids: Sequence[int]) -> bool:
-    """Tell whether the first token's states ignore what follows, as in a decoder.
-
-    Args:
-        model: Of `transformers`.
-        ids: Of a text, as the tokenizer gives them.
-    """
+def first_token_is_blind(model: Any, ids: Sequence[int]) -> bool:
+    """Tell whether the first token's states ignore what follows in a text, as in a decoder."""
     if len(ids) < 3:
         return False
     changed = [ids[0], next((i for i in ids if i != ids[1]), ids[1]), *ids[2:]]
@@ -167,7 +147,7 @@ def lora_targets(model: nn.Module, wanted: Sequence[str] | None,
     lacks = [name for name in wanted or () if name not in names]
     if wanted and not lacks:
         return list(wanted)
-    if lacks and tuple(wanted) != tuple(default):
+    if wanted and lacks and tuple(wanted) != tuple(default):
         raise ValueError(f"the model has no maps named {lacks}: name its own with modules=(...), "
                          "or let them be found with modules=None")
     for maps in ATTENTION_MAPS:
@@ -196,16 +176,11 @@ def class_names(model: nn.Module) -> tuple[str, ...] | None:
 
 
 def check_classes(model: object, names: Sequence[str]) -> None:
-    """Refuse a model whose classes are not those of the data, as far as names tell.
+    """Reject a model whose classes are not those of the data, as far as names tell.
 
-    Args:
-        model: A classifier, or one behind a guard; of others nothing is known.
-        names: Of the data's classes, in their order.
-
-    Raises:
-        ValueError: If their number or their order differs.
+    It may be a classifier, or one behind an input filter; of others nothing is known.
     """
-    network = getattr(getattr(model, "classifier", model), "model", None)
+    network: Any = getattr(getattr(model, "classifier", model), "model", None)
     count = getattr(getattr(network, "config", None), "num_labels", len(names))
     if count != len(names):
         raise ValueError(f"the model gives {count} classes and the data has {len(names)}: use the "
@@ -221,25 +196,17 @@ def check_classes(model: object, names: Sequence[str]) -> None:
 
 
 def reorder(model: PreTrainedModel, names: Sequence[str]) -> None:
-    """Put the classes of a finished model in the order of the data, in place.
-
-    Args:
-        model: With names of its own.
-        names: The same ones in another order.
-
-    Raises:
-        ValueError: If the names are others.
-    """
+    """Put the classes of a finished model in the order of the data, in place."""
     own = class_names(model)
     mine, theirs = ([name.strip().casefold() for name in side] for side in (own or (), names))
     if sorted(mine) != sorted(theirs):
         raise ValueError(f"the model names its classes {list(own or ())}, not {list(names)}: "
                          "leave label_names out if the order is right")
-    rows = [mine.index(name) for name in theirs]
+    order = [mine.index(name) for name in theirs]
     layer = [part for part in model.modules() if isinstance(part, nn.Linear)
              and part.out_features == len(names)][-1]
     for weight in layer.parameters():
-        weight.data = weight.data[rows]
+        weight.data = weight.data[order]
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: number for number, name in enumerate(names)}
 
@@ -280,8 +247,8 @@ def _pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.padding_side = "right"
 
 
-def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that is not this model's."""
+def _check_vocabulary(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Reject a tokenizer that is not this model's."""
     known = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > known:
         raise ValueError(f"the tokenizer knows {len(tokenizer)} tokens and {architecture(model)} "
@@ -291,3 +258,43 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
             "a")["input_ids"]:
         raise ValueError(f"{architecture(model)} reads its answer at the token {end}, with which "
                          "the tokenizer ends no text: set config.eos_token_id to its own")
+
+
+def last_layer(model: nn.Module, num_labels: int) -> nn.Linear:
+    """Return the layer that gives the K logits."""
+    found = [part for part in model.modules()
+             if isinstance(part, nn.Linear) and part.out_features == num_labels]
+    if not found:
+        raise ValueError(f"the model has no linear layer of {num_labels} outputs that could give "
+                         "the logits")
+    return found[-1]
+
+
+@torch.no_grad()
+def layer_inputs(classifier: Any, layer: nn.Linear, inputs: Sequence) -> Tensor:
+    """Return what comes into a layer, one vector for each text or image.
+
+    A decoder's last layer answers at every token, and one of them counts.
+
+    Args:
+        classifier: Whose layer it is.
+        layer: Of its network.
+        inputs: n texts or images.
+
+    Returns:
+        (n, d) on the layer's device.
+    """
+    given: list[tuple[Tensor, Tensor]] = []
+    hook = layer.register_forward_hook(
+        lambda _, arguments, answers: given.append((arguments[0], answers)))
+    found = torch.empty(len(inputs), layer.in_features, device=layer.weight.device)
+    classifier.model.eval()
+    for indices, batch in classifier.batches(classifier.encode(inputs), 256):
+        logits = classifier.model(**batch).logits
+        features, answers = given.pop()
+        if features.dim() == 3:  # (b, T, d)
+            at = (answers - logits[:, None]).abs().sum(2).argmin(1)
+            features = features[torch.arange(len(at)), at]
+        found[indices] = features
+    hook.remove()
+    return found

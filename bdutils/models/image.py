@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from .. import scale as current_scale
 from ..distributed import pick_device
-from ..roles import Pictures
+from .base import BaseClassifier
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class NetworkConfig:
     """The shape of a residual network; the defaults are PreAct-ResNet-18."""
 
     channels: int = 3
-    """Of a picture, 1 or 3."""
+    """Of an image, 1 or 3."""
     num_labels: int = 10
     """K, the number of classes."""
     widths: tuple[int, ...] = (64, 128, 256, 512)
@@ -33,11 +34,12 @@ class NetworkConfig:
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     """Blocks of each stage."""
     stem_stride: int = 1
-    """2 halves the picture at once."""
+    """2 halves the image at once."""
 
 
 # Ours: about a minute of training on two cores.
-NETWORKS = {"small": {"widths": (16, 32, 64), "blocks": (1, 1, 1), "stem_stride": 2}, "full": {}}
+NETWORKS = {"small": NetworkConfig(widths=(16, 32, 64), blocks=(1, 1, 1), stem_stride=2),
+            "full": NetworkConfig()}
 
 
 class Block(nn.Module):
@@ -99,36 +101,37 @@ class PreActResNet(nn.Module):
 
 
 @dataclass
-class PictureClassifier:
-    """A network that maps a picture to K logits; it has the methods of `models.Classifier`."""
+class ImageClassifier(BaseClassifier):
+    """A network that maps an image to K logits; it has the methods of `models.Classifier`."""
 
-    model: nn.Module
+    model: Any
     """Takes `pixel_values`, gives `logits`."""
     pad: int = 2
-    """Pixels by which a picture may be shifted while the model trains."""
+    """Pixels by which an image may be shifted while the model trains."""
     flip: bool = True
     """Whether it may be mirrored then."""
+    batch_size: ClassVar[int] = 500
 
     @classmethod
     def new(cls, num_labels: int, *, channels: int, network: str | None = None, seed: int = 0,
-            pad: int = 2, flip: bool = True) -> PictureClassifier:
+            pad: int = 2, flip: bool = True) -> ImageClassifier:
         """Make a classifier with fresh weights.
 
         Args:
             num_labels: K.
-            channels: Of a picture.
+            channels: Of an image.
             network: `small` or `full`, the scale in force if None.
             seed: Of the weights.
             pad, flip: See the class.
         """
-        config = NetworkConfig(channels=channels, num_labels=num_labels,
-                               **NETWORKS[network or current_scale()])
+        config = replace(NETWORKS[network or current_scale()], channels=channels,
+                         num_labels=num_labels)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = PreActResNet(config)
-        return cls(model.to(pick_device(), memory_format=torch.channels_last), pad, flip)
+        return cls(_placed(model), pad, flip)
 
-    def anew(self, seed: int) -> PictureClassifier:
+    def anew(self, seed: int) -> ImageClassifier:
         """Return a classifier of the same network with fresh weights.
 
         Args:
@@ -136,14 +139,15 @@ class PictureClassifier:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            model: nn.Module
             if isinstance(self.model, PreActResNet):
                 model = PreActResNet(self.model.config)
             else:  # a reader's own
                 model = copy.deepcopy(self.model)
                 for part in model.modules():
-                    if hasattr(part, "reset_parameters"):
-                        part.reset_parameters()
-        return replace(self, model=model.to(pick_device(), memory_format=torch.channels_last))
+                    if callable(reset := getattr(part, "reset_parameters", None)):
+                        reset()
+        return replace(self, model=_placed(model))
 
     def save(self, folder: str | Path) -> None:
         """Write weights (safetensors) and shape."""
@@ -152,7 +156,7 @@ class PictureClassifier:
         (Path(folder) / "network.json").write_text(json.dumps(about), encoding="utf8")
 
     @classmethod
-    def load(cls, folder: str | Path) -> PictureClassifier:
+    def load(cls, folder: str | Path) -> ImageClassifier:
         """Load what `save` wrote.
 
         Args:
@@ -166,60 +170,43 @@ class PictureClassifier:
         for name in ("network.json", "model.safetensors"):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no {name}: give the folder that "
-                                        "`PictureClassifier.save` wrote")
+                                        "`ImageClassifier.save` wrote")
         try:
             about = json.loads((folder / "network.json").read_text(encoding="utf8"))
-            shape = {name: tuple(value) if isinstance(value, list) else value
-                     for name, value in about.pop("network").items()}
+            shape: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
+                                     for name, value in about.pop("network").items()}
             model = PreActResNet(NetworkConfig(**shape))
             model.load_state_dict(load_file(folder / "model.safetensors"))
-            made = cls(model.eval(), **about)
+            return cls(_placed(model.eval()), **about)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError,
                 SafetensorError) as error:
             cause = " ".join(str(error).split())[:100]
             raise ValueError(f"{folder} does not open as a network for images ({cause}): write "
-                             "it anew with `PictureClassifier.save`") from error
-        model.to(pick_device(), memory_format=torch.channels_last)
-        return made
+                             "it anew with `ImageClassifier.save`") from error
 
-    def encode(self, pictures: Pictures) -> Tensor:
+    def encode(self, inputs: Any) -> Tensor:
         """Return the pixels, uint8 (n, C, H, W), where the model is."""
-        return pictures.pixels.to(self.model.device)
+        return inputs.pixels.to(self.model.device)
 
-    def collate(self, encoded: Tensor, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Return some pictures as floats; shifted and mirrored while the model trains.
+    def collate(self, encoded: Any, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return some images as floats; shifted and mirrored while the model trains.
 
         Args:
             encoded: From `encode`.
-            rows: Which of them.
+            indices: Which of them.
 
         Returns:
-            `pixel_values` (len(rows), C, H, W) between 0 and 1.
+            `pixel_values` (len(indices), C, H, W) between 0 and 1.
         """
-        x = encoded[torch.as_tensor(rows, device=encoded.device)].float() / 255
+        x = encoded[torch.as_tensor(indices, device=encoded.device)].float() / 255
         if self.model.training:
             x = augmented(x, self.pad, self.flip)
         return {"pixel_values": x.contiguous(memory_format=torch.channels_last)}
 
-    def batches(self, encoded: Tensor, size: int) -> Iterator[tuple]:
-        """Yield (rows, batch) in order."""
-        for start in range(0, len(encoded), size):
-            rows = range(start, min(start + size, len(encoded)))
-            yield rows, self.collate(encoded, rows)
 
-    @torch.inference_mode()
-    def logits(self, pictures: Pictures, batch_size: int = 500) -> Tensor:
-        """Return the logits of some pictures, in their order, (n, K), on the CPU."""
-        was_training = self.model.training
-        self.model.eval()
-        found = [self.model(**batch).logits.float().cpu()
-                 for _, batch in self.batches(self.encode(pictures), batch_size)]
-        self.model.train(was_training)
-        return torch.cat(found)
-
-    def predict(self, pictures: Pictures) -> list[int]:
-        """Return the class with the largest logit for each picture."""
-        return self.logits(pictures).argmax(1).tolist()
+def _placed(model: nn.Module) -> nn.Module:
+    """Move a network to the device, its weights in the order that convolutions like."""
+    return model.to(pick_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def write_weights(module: nn.Module, path: Path) -> None:
@@ -238,7 +225,7 @@ def stored(x: Tensor) -> Tensor:
 
 
 def augmented(x: Tensor, pad: int, flip: bool) -> Tensor:
-    """Return pictures shifted by up to `pad` pixels, and mirrored one time in two.
+    """Return images shifted by up to `pad` pixels, and mirrored one time in two.
 
     Args:
         x: (n, C, H, W); what is shifted in is black.
@@ -249,12 +236,12 @@ def augmented(x: Tensor, pad: int, flip: bool) -> Tensor:
     """
     n, _, height, width = x.shape
     down, right = torch.randint(0, 2 * pad + 1, (2, n, 1), device=x.device)
-    rows = down + torch.arange(height, device=x.device)
+    lines = down + torch.arange(height, device=x.device)
     columns = right + torch.arange(width, device=x.device)
     if flip:
         mirrored = torch.rand(n, 1, device=x.device) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     padded = F.pad(x, (pad,) * 4)
     which = torch.arange(n, device=x.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(
+    return padded.permute(0, 2, 3, 1)[which, lines[:, :, None], columns[:, None, :]].permute(
         0, 3, 1, 2)

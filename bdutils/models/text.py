@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging
 
 from .. import scale as current_scale
 from ..assets import AssetError, asset, entry
 from ..distributed import pick_device
-from .adopt import longest, ready, reorder
-from .loading import finished_model, fresh_model
+from .adopt import head_modules, longest, ready, reorder, set_dropout
+from .base import BaseClassifier
+
+# Any of them tells that a tokenizer was saved beside the model.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab*", "*.model", "merges.txt")
 
 
 def encoder_source(encoder: str | None = None) -> str:
@@ -54,17 +66,18 @@ def is_hub_id(name: str) -> bool:
 
 
 @dataclass
-class Classifier:
+class Classifier(BaseClassifier):
     """A model that maps a text to K logits, with everything needed to call it."""
 
-    model: torch.nn.Module
+    model: Any
     """Of `transformers`, with a classification head; it gets float32 weights."""
-    tokenizer: object
+    tokenizer: Any
     """Its own; it gets a padding token if it has none."""
     max_length: int = 48
     """Tokens that are kept of a text, no more than the model has positions."""
     source: str | None = None
     """Of the pretrained encoder, for methods that train a new model; None if nobody knows it."""
+    batch_size: ClassVar[int] = 64
 
     def __post_init__(self) -> None:
         """Make model and tokenizer fit, once, where they enter."""
@@ -91,7 +104,7 @@ class Classifier:
         source = encoder_source(source)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model, tokenizer = fresh_model(source, num_labels, dropout)
+            model, tokenizer = _new_model(source, num_labels, dropout)
         return cls(model.to(pick_device()), tokenizer, max_length, source)
 
     @classmethod
@@ -111,7 +124,7 @@ class Classifier:
         if not Path(source).is_dir() and not is_hub_id(str(folder)):
             raise FileNotFoundError(f"there is no folder {folder}: give the one that "
                                     "`Classifier.save` wrote")
-        model, tokenizer = finished_model(source)
+        model, tokenizer = _finished_model(source)
         if label_names is not None:
             reorder(model, label_names)
         return cls(model.to(pick_device()), tokenizer, longest(model, tokenizer))
@@ -122,65 +135,157 @@ class Classifier:
         self.tokenizer.model_max_length = self.max_length
         self.tokenizer.save_pretrained(folder)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, inputs: Sequence) -> list[list[int]]:
         """Tokenize once: one list of token ids per text, cut at `max_length`, not padded."""
-        encoded = self.tokenizer(list(texts), truncation=True,
+        encoded = self.tokenizer(list(inputs), truncation=True,
                                  max_length=self.max_length)["input_ids"]
-        config = getattr(self.model, "config", None)  # a reader's own network may have none
+        config: Any = getattr(self.model, "config", None)  # a reader's own network may have none
         if not getattr(config, "is_encoder_decoder", False):
             return encoded
         end = config.eos_token_id  # the answer is read there: once in every text
         return [[token for token in ids[:-1] if token != end] + ids[-1:] for ids in encoded]
 
-    def collate(self, encoded: Sequence[list[int]], rows: Sequence[int]) -> dict[str, Tensor]:
+    def collate(self, encoded: Any, indices: Sequence[int]) -> Any:
         """Pad some encoded texts to the longest of them.
 
         Args:
             encoded: From `encode`.
-            rows: Which of them.
+            indices: Which of them.
 
         Returns:
-            `input_ids` and `attention_mask`, (len(rows), longest), on the model's device.
+            `input_ids` and `attention_mask`, (len(indices), longest), on the model's device.
         """
-        chosen = [encoded[i] for i in rows]
+        chosen = [encoded[i] for i in indices]
         return self.tokenizer.pad({"input_ids": chosen}, return_tensors="pt",
                                   verbose=False).to(self.model.device)
 
-    def batches(self, encoded: Sequence[list[int]], size: int) -> Iterator[tuple]:
-        """Yield (rows, padded batch) over texts sorted by length, so that padding is short."""
+    def batches(self, encoded: Any, size: int
+                ) -> Iterator[tuple[Sequence[int], Any]]:
+        """Yield (indices, padded batch) over texts sorted by length, so that padding is short."""
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         for start in range(0, len(order), size):
-            rows = order[start:start + size]
-            yield rows, self.collate(encoded, rows)
+            indices = order[start:start + size]
+            yield indices, self.collate(encoded, indices)
 
-    @torch.inference_mode()
-    def logits(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
-        """Return the logits of some texts, in their order.
 
-        Args:
-            texts: n strings.
-            batch_size: Texts at a time, without effect on the result.
+def _new_model(source: str, num_labels: int, dropout: float) -> tuple[Any, Any]:
+    """Load a pretrained encoder under a fresh head; a head that it has is not used."""
+    def prepare(config: PretrainedConfig) -> None:
+        set_dropout(config, dropout)
 
-        Returns:
-            Float tensor (n, K) on the CPU.
+    model, tokenizer, lacks = _load(source, prepare, num_labels=num_labels)
+    for name in head_modules(model):
+        part = model.get_submodule(name)
+        if not any(key.startswith(f"{name}.") for key in lacks):
+            _initialize(model, part)
+    return model, tokenizer
 
-        Raises:
-            ValueError: For no texts.
-        """
-        if not len(texts):
-            raise ValueError("no texts to classify")
-        was_training = self.model.training
-        self.model.eval()
-        encoded = self.encode(texts)
-        out = torch.empty(len(texts), self.model.config.num_labels)
-        for rows, batch in self.batches(encoded, batch_size):
-            out[rows] = self.model(**batch).logits.float().cpu()
-        self.model.train(was_training)
-        return out
 
-    def predict(self, texts: Sequence[str]) -> list[int]:
-        """Return the class with the largest logit for each text."""
-        return self.logits(texts).argmax(dim=1).tolist()
+def _finished_model(source: str) -> tuple[Any, Any]:
+    """Load a model with a trained classification head."""
+    def prepare(config: PretrainedConfig) -> None:
+        kinds = config.architectures or []
+        if kinds and not any("SequenceClassification" in kind for kind in kinds):
+            raise _NoClassifier(f"it is a {kinds[0]}")
+        written, _ = PretrainedConfig.get_config_dict(source)
+        if not {"id2label", "num_labels"} & written.keys():
+            config.num_labels = 2  # the usual number is not written, and BART's own default is 3
+        if (config.num_labels or 0) < 2:
+            raise _NoClassifier("it gives one number and no classes")
+
+    model, tokenizer, lacks = _load(source, prepare)
+    if lacks:
+        raise ValueError(_no_classifier(source, f"it lacks {sorted(lacks)[0]}"))
+    return model, tokenizer
+
+
+class _NoClassifier(Exception):
+    """Says what a model is instead of a finished classifier."""
+
+
+def _no_classifier(source: str, why: str) -> str:
+    return (f"{source} is no finished classifier ({why}), its head would be random: train one "
+            "with `Classifier.new(K, source=...)`")
+
+
+def _load(source: str, prepare: Callable[[PretrainedConfig], None], **options: Any
+          ) -> tuple[Any, Any, set[str]]:
+    """Return model, tokenizer and the names of the weights that the source lacks."""
+    if Path(source).is_dir():
+        _check_folder(Path(source))
+    # A fresh head is what we may ask for, so the report about missing weights would only alarm.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        # Code that comes with a model is never run, and nobody is asked whether it may be.
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+        prepare(config)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            source, config=config, use_safetensors=True, trust_remote_code=False,
+            dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except _NoClassifier as error:
+        raise ValueError(_no_classifier(source, str(error))) from None
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        raise _told(source, error) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError(f"the tokenizer of {source} knows no words: save the right one there "
+                         "with `tokenizer.save_pretrained`")
+    return model, tokenizer, {*report["missing_keys"],
+                              *(name for name, *_ in report["mismatched_keys"])}
+
+
+def _check_folder(folder: Path) -> None:
+    """Reject a folder that lacks what every model has."""
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ValueError(f"{folder} holds an adapter and no model: save the result of "
+                             "`merge_and_unload()` with its tokenizer")
+        inside = [part.parent.name for part in sorted(folder.glob("*/config.json"))]
+        hint = f", perhaps {folder / inside[-1]}" if inside else ""
+        raise FileNotFoundError(f"{folder} holds no config.json: give the folder that "
+                                f"`save_pretrained` wrote{hint}")
+    if not list(folder.glob("*.safetensors")):
+        raise FileNotFoundError(f"{folder} holds no .safetensors file: pickled checkpoints can "
+                                "run code and are never loaded here, save it again with "
+                                "`save_pretrained`")
+    if not any(list(folder.glob(name)) for name in TOKENIZER_FILES):
+        raise FileNotFoundError(f"{folder} holds no tokenizer: save it beside the model with "
+                                "`tokenizer.save_pretrained`")
+
+
+def _told(source: str, error: Exception) -> Exception:
+    """Return what to raise in place of a library's error."""
+    cause = " ".join(str(error).split())
+    short = cause if len(cause) <= 80 else f"{cause[:77]}..."
+    if isinstance(error, SafetensorError):
+        return ValueError(f"the weights of {source} are damaged or cut short ({short}): copy "
+                          "them again")
+    if "Unrecognized configuration class" in cause:
+        kind = cause.split("'")[1].split(".")[-1] if "'" in cause else "other model"
+        return ValueError(f"{source} is a {kind.removesuffix('Config')}, which `transformers` "
+                          "does not know as a classifier of texts")
+    if "custom code" in cause:
+        return ValueError(f"{source} needs code of its own, which is never run here: take a "
+                          "model that `transformers` knows")
+    if Path(source).is_dir():
+        return ValueError(f"{source} does not open as a classifier of texts ({short}): write it "
+                          "with `save_pretrained`, the tokenizer too")
+    if "safetensors" in cause:
+        return ValueError(f"{source} has no .safetensors weights on the hub: pickled ones can "
+                          "run code and are never loaded here")
+    remedy = ("give no encoder: that of BDUTILS_SCALE=small, which needs no hub, is then taken"
+              if current_scale() == "small" else
+              "stay at BDUTILS_SCALE=small, which needs no hub")
+    return ConnectionError(f"the model {source} could not be loaded from the hub ({short}): check "
+                           f"the network and the name, give a folder, or {remedy}")
+
+
+def _initialize(model: PreTrainedModel, part: torch.nn.Module) -> None:
+    """Draw the weights of a part anew, as its architecture does."""
+    for weight in part.parameters():
+        weight._is_hf_initialized = False  # type: ignore[attr-defined]
+    part.apply(model._init_weights)
 
 
 def _from_gguf(folder: Path) -> None:

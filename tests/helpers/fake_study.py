@@ -22,7 +22,7 @@ class FakeRun:
     kind: str = "free"
 
 
-def perform(study: str, run: FakeRun, benchmark: Path | None = None) -> dict:
+def make_record(study: str, run: FakeRun, benchmark: Path | None = None) -> dict:
     folder, start = Path(os.environ["FAKE_FOLDER"]), time.perf_counter()
     (folder / f"{run.name}-{time.time_ns()}-{os.getpid()}").touch()  # so that tests can count
     if run.kind == "faulty":
@@ -41,6 +41,6 @@ if __name__ == "__main__":
     from helpers import fake_study  # by the name under which the workers know it
 
     runs = [fake_study.FakeRun(*pair.split(":")) for pair in os.environ["FAKE_RUNS"].split()]
-    sys.modules["bdutils.experiments.studies"] = SimpleNamespace(STUDIES={"fake": runs},
-                                                     perform=fake_study.perform)
+    fakes = SimpleNamespace(STUDIES={"fake": runs}, make_record=fake_study.make_record)
+    sys.modules |= {f"bdutils.experiments.{name}": fakes for name in ("studies", "run")}
     runpy.run_module("bdutils.sweep", run_name="__main__")

@@ -7,16 +7,17 @@ from functools import cache
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, BertTokenizerFast
 
-from bdutils.defenses.anomaly import Detector, DetectorSettings
+from bdutils.defenses.base import Context
+from bdutils.defenses.detector import Detector, DetectorConfig
 from bdutils.models.text import Classifier
-from bdutils.roles import DefenderView, ReservedSet, TrainingSet
+from bdutils.roles import CleanSet, TrainSet
 
 NAMES = ("bad", "good")
 WORDS = "the a film plot cast is was very and long dull warm odd new old with cf of it no".split()
 SIZES = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3,
          "num_attention_heads": 2, "max_position_embeddings": 32, "pad_token_id": 0,
          "initializer_range": 0.5}  # a wide start, so that texts differ in their states
-TWO_LAYERS = DetectorSettings(layers=2)
+TWO_LAYERS = DetectorConfig(layers=2)
 
 
 def built(config):
@@ -41,9 +42,13 @@ def some_texts(count, seed):
                  for i in range(count))
 
 
-RESERVED = ReservedSet(some_texts(60, 1), (0, 1) * 30, NAMES)
-POOL = TrainingSet(some_texts(50, 2), (0, 1) * 25, NAMES)
-VIEW = DefenderView(RESERVED, POOL)
+CLEAN = CleanSet(some_texts(60, 1), (0, 1) * 30, NAMES)
+TRAIN = TrainSet(some_texts(50, 2), (0, 1) * 25, NAMES)
+
+
+def context(**changes):
+    """Return what a defender is given: this model, clean and training set, with changes."""
+    return Context(**{"classifier": made(), "clean": CLEAN, "train": TRAIN, **changes})
 
 
 def at(z):

@@ -75,7 +75,7 @@ def machine(folder: Path, tag: str) -> dict[str, str]:
 
 
 def said(cell: nbformat.NotebookNode) -> str:
-    """Return the text that a cell printed or showed; widgets, pictures and tables aside."""
+    """Return the text that a cell printed or showed; widgets, images and tables aside."""
     return "".join(
         output.text if output.output_type == "stream" and output.name == "stdout"
         else output.get("data", {}).get("text/plain", "") if WIDGET not in output.get("data", {})
@@ -85,8 +85,12 @@ def said(cell: nbformat.NotebookNode) -> str:
 def run_all(path: Path, cells: int | None = None) -> tuple[list[str], dict]:
     """Run a chapter's cells on a fresh machine.
 
-    Args: path: of the notebook; cells: how many of them, all if None.
-    Returns: what went wrong, one sentence each; what it cost.
+    Args:
+        path: Of the notebook.
+        cells: How many of them, all if None.
+
+    Returns:
+        What went wrong, one sentence each; what it cost.
     """
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"][:cells]

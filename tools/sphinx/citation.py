@@ -4,6 +4,7 @@ from pathlib import Path
 
 import yaml
 from docutils import nodes
+from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 FILE = Path(__file__).resolve().parents[2] / "CITATION.cff"
@@ -31,7 +32,7 @@ class Citation(SphinxDirective):
         return [nodes.literal_block(text, text, language="bibtex")]
 
 
-def setup(app) -> dict:
+def setup(app: Sphinx) -> dict:
     """Make the directive known."""
     app.add_directive("citation", Citation)
     return {"parallel_read_safe": True}

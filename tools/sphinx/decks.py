@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from docutils import nodes
+from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from tools import book
@@ -25,12 +26,12 @@ class Decks(SphinxDirective):
             "These pages were built without the slides: `make slides book` takes them along."))
 
 
-def _copy(app, error) -> None:
+def _copy(app: Sphinx, error: Exception | None) -> None:
     if not error and app.builder.format == "html" and SLIDES.is_dir():
         shutil.copytree(SLIDES, Path(app.outdir) / "slides", dirs_exist_ok=True)
 
 
-def setup(app) -> dict:
+def setup(app: Sphinx) -> dict:
     """Make the directive known, and take the slides along."""
     app.add_directive("decks", Decks)
     app.connect("build-finished", _copy)

@@ -7,6 +7,9 @@ import html
 import re
 from pathlib import Path
 
+from docutils.nodes import document
+from sphinx.application import Sphinx
+
 INDEX = Path(__file__).resolve().parents[2] / "chapters" / "index.md"
 
 
@@ -17,11 +20,12 @@ def descriptions() -> dict[str, str]:
     return {f"chapters/{name}": " ".join(text.split()) for name, text in found}
 
 
-def setup(app) -> dict:
+def setup(app: Sphinx) -> dict:
     """Give them to the pages before sphinxext.opengraph takes the first words of the text."""
     known = descriptions()
 
-    def describe(app, pagename: str, templatename: str, context: dict, doctree) -> None:
+    def describe(app: Sphinx, pagename: str, templatename: str, context: dict,
+                 doctree: document | None) -> None:
         about = known.get(pagename) or (context.get("meta") or {}).get("description")
         if about:
             context["meta"]["og:description"] = about

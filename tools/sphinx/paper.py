@@ -2,11 +2,12 @@
 
 from docutils import nodes
 from sphinx.addnodes import number_reference
+from sphinx.application import Sphinx
 
 
-def setup(app) -> dict:
+def setup(app: Sphinx) -> dict:
     """Change pages only on their way into LaTeX."""
-    def mend(app, doctree, docname: str) -> None:
+    def mend(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         if app.builder.format == "latex":
             _describe_drawings(doctree)
             _number_exercises(doctree, app.env.toc_fignumbers)
@@ -16,7 +17,7 @@ def setup(app) -> dict:
 
 
 def _describe_drawings(doctree: nodes.document) -> None:
-    """Put the description of a vector picture, such as a badge, where the picture stood."""
+    """Put the description of a vector image, such as a badge, where the image stood."""
     for image in list(doctree.findall(nodes.image)):
         if image["uri"].endswith(".svg"):
             image.parent.replace(image, nodes.Text(image.get("alt", "")))

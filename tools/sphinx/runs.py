@@ -8,46 +8,47 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from docutils import nodes
+from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from bdutils.experiments import results
 from tools import book, status
 
 
-def chapter_rows(paths: Iterable[Path], folder: Path = status.FOLDER) -> list[list[str]]:
-    """Return a row a chapter; one that was never measured says so."""
-    rows = []
+def chapter_lines(paths: Iterable[Path], folder: Path = status.FOLDER) -> list[list[str]]:
+    """Return a line a chapter; one that was never measured says so."""
+    lines = []
     for path in paths:
         file = folder / f"{path.stem}.json"
         link = f"{{doc}}`/chapters/{path.stem}`"
         if not file.is_file():
-            rows.append([link, "not measured", *[""] * 7])
+            lines.append([link, "not measured", *[""] * 7])
             continue
         run = json.loads(file.read_text(encoding="utf8"))
         on = run["machine"]["gpu"] or f"{run['machine']['processor']}, {run['threads']} threads"
-        rows.append([link, minutes(run["wall_seconds"]), minutes(run["cpu_seconds"]),
-                     f"{run['peak_memory_mib'] / 1024:.1f}", str(len(run["trained"])),
-                     ", ".join(map(str, run["seeds"])), on,
-                     f"{run['versions']['torch']}, {run['versions']['transformers']}",
-                     run["date"]])
-    return rows
+        lines.append([link, minutes(run["wall_seconds"]), minutes(run["cpu_seconds"]),
+                      f"{run['peak_memory_mib'] / 1024:.1f}", str(len(run["trained"])),
+                      ", ".join(map(str, run["seeds"])), on,
+                      f"{run['versions']['torch']}, {run['versions']['transformers']}",
+                      run["date"]])
+    return lines
 
 
-def study_rows(folder: Path = results.FOLDER) -> list[list[str]]:
-    """Return a row a study."""
-    rows = []
+def study_lines(folder: Path = results.FOLDER) -> list[list[str]]:
+    """Return a line a study."""
+    lines = []
     for name in sorted({path.parent.name for path in folder.glob("*/*.json")}):
         if name == "throughput":  # not runs
             continue
         runs = results.load(name, folder)
         dates = sorted(run["date"] for run in runs)
         seeds = sorted({run["seed"] for run in runs})
-        rows.append([f"`{name}`", str(len(runs)), ", ".join(map(str, seeds)),
-                     ", ".join(sorted({run["scale"] for run in runs})),
-                     " to ".join(dict.fromkeys((dates[0], dates[-1]))),
-                     ", ".join(sorted({run["versions"]["torch"] for run in runs})),
-                     ", ".join(sorted({run["versions"]["transformers"] for run in runs}))])
-    return rows
+        lines.append([f"`{name}`", str(len(runs)), ", ".join(map(str, seeds)),
+                      ", ".join(sorted({run["scale"] for run in runs})),
+                      " to ".join(dict.fromkeys((dates[0], dates[-1]))),
+                      ", ".join(sorted({run["versions"]["torch"] for run in runs})),
+                      ", ".join(sorted({run["versions"]["transformers"] for run in runs}))])
+    return lines
 
 
 def minutes(seconds: float) -> str:
@@ -58,12 +59,12 @@ def minutes(seconds: float) -> str:
 class _Table(SphinxDirective):
     head: tuple[str, ...]
 
-    def rows(self) -> list[list[str]]:
+    def lines(self) -> list[list[str]]:
         raise NotImplementedError
 
     def run(self) -> list[nodes.Node]:
         """Return the table."""
-        lines = [self.head, ["---"] * len(self.head), *self.rows()]
+        lines = [self.head, ["---"] * len(self.head), *self.lines()]
         return self.parse_text_to_nodes("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
@@ -73,11 +74,11 @@ class ChapterRuns(_Table):
     head = ("chapter", "minutes", "processor minutes", "peak memory, GiB", "models trained",
             "seed", "machine", "PyTorch, transformers", "date")
 
-    def rows(self) -> list[list[str]]:
-        """Return the rows, and have the page made again when a record changes."""
+    def lines(self) -> list[list[str]]:
+        """Return the lines, and have the page made again when a record changes."""
         for path in status.FOLDER.glob("*.json"):
             self.env.note_dependency(str(path))
-        return chapter_rows(book.notebooks())
+        return chapter_lines(book.notebooks())
 
 
 class StudyRuns(_Table):
@@ -85,14 +86,14 @@ class StudyRuns(_Table):
 
     head = ("study", "runs", "seeds", "scale", "dates", "PyTorch", "transformers")
 
-    def rows(self) -> list[list[str]]:
-        """Return the rows, and have the page made again when a record changes."""
+    def lines(self) -> list[list[str]]:
+        """Return the lines, and have the page made again when a record changes."""
         for path in results.FOLDER.glob("*/*.json"):
             self.env.note_dependency(str(path))
-        return study_rows()
+        return study_lines()
 
 
-def setup(app) -> dict:
+def setup(app: Sphinx) -> dict:
     """Make the directives known."""
     app.add_directive("chapter-runs", ChapterRuns)
     app.add_directive("study-runs", StudyRuns)

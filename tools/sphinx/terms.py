@@ -5,10 +5,11 @@ from pathlib import Path
 
 from docutils import nodes
 from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
 
 GLOSSARY = Path(__file__).resolve().parents[2] / "chapters" / "glossary.md"
 # Everyday words too: a link from each page's first "gap" would explain another gap than is meant.
-EVERYDAY = {"adapter", "floor", "gap", "gate", "guard", "student", "suspect", "teacher"}
+EVERYDAY = {"adapter", "floor", "gap", "gate", "student", "suspect", "teacher"}
 # Text in these is a name, code or a link already.
 CLOSED = (nodes.literal, nodes.reference, pending_xref, nodes.title, nodes.math, nodes.raw,
           nodes.caption, nodes.term, nodes.table, nodes.image)
@@ -62,11 +63,11 @@ def _reference(term: str, shown: str) -> pending_xref:
                         reftype="term", reftarget=term, refexplicit=True, refwarn=True)
 
 
-def setup(app) -> dict:
+def setup(app: Sphinx) -> dict:
     """Do so on the pages of chapters, which are notebooks."""
     known = terms()
 
-    def read(app, doctree) -> None:
+    def read(app: Sphinx, doctree: nodes.document) -> None:
         app.env.note_dependency(str(GLOSSARY))
         if str(app.env.doc2path(app.env.docname)).endswith(".ipynb"):
             link_terms(doctree, known)
