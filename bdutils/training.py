@@ -298,7 +298,14 @@ def untrained(examples: Examples, config: Training, source: str | None = None) -
         examples: Texts get an encoder with a fresh head, images a fresh network.
         config: Of the training to come.
         source: Of the encoder, or the network's scale; that in force if None.
+
+    Raises:
+        ValueError: If the training is meant for the other kind of samples.
     """
+    if isinstance(config, ImageTrainConfig) != examples.are_images:
+        kind = "images" if examples.are_images else "texts"
+        raise ValueError(f"{type(config).__name__} is no training for {kind}: take "
+                         "`training_for(task)`")
     if isinstance(config, ImageTrainConfig):
         return ImageClassifier.new(examples.num_labels, channels=examples.pixels.shape[1],
                                    network=source, seed=config.seed, pad=config.pad,

@@ -14,7 +14,7 @@ from bdutils import training
 from bdutils.defenses.bedkd import BeDKD
 from bdutils.experiments import variants as runs
 from bdutils.models.text import Classifier
-from bdutils.roles import TrainSet
+from bdutils.roles import Images, TrainSet
 from bdutils.training import TrainConfig, bucketed_batches, train
 
 FAST = TrainConfig(epochs=25, lr=5e-3, batch_size=4, max_length=24)
@@ -185,3 +185,11 @@ def test_retraining_starts_from_a_new_model(tiny_encoder, tiny_folder, toy_task,
 def test_a_network_of_ones_own_needs_no_configuration_to_be_encoded(tiny):
     own = Classifier(torch.nn.Linear(2, 2), tiny.tokenizer, max_length=24)
     assert own.encode(["a fine film"]) == tiny.encode(["a fine film"])
+
+
+def test_a_training_of_the_other_kind_is_told(toy_task):
+    with pytest.raises(ValueError, match="ImageTrainConfig is no training for texts: take"):
+        training.untrained(toy_task.train, training.ImageTrainConfig())
+    pixels = Images(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="TrainConfig is no training for images"):
+        training.untrained(TrainSet(pixels, (0, 1), ("a", "b")), FAST)
