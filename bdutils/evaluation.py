@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from .attacks.image import IMAGE_TRIGGERS
 from .attacks.text import TEXT_TRIGGERS, require_visible
 from .defenses.base import Callback, Context, Predictor, ignore
 from .distributed import entry_together
-from .metrics import Rate, asr, cacc, pacc, ra, rejected
+from .metrics import HIGH_FLOOR, Rate, asr, cacc, pacc, ra, rejected, shows_backdoor
 from .models.adopt import check_classes
 from .models.image import ImageClassifier
 from .models.text import Classifier, encoder_source
@@ -86,6 +87,11 @@ class Scores:
     """Share of the samples that the ASR counts which an input filter rejects."""
     rejected_clean: Rate | None = None
     """Share of the samples that CACC counts which an input filter rejects."""
+
+    @property
+    def is_backdoor(self) -> bool | None:
+        """Whether the ASR shows a backdoor; None without a floor. See `metrics.shows_backdoor`."""
+        return shows_backdoor(self.asr.value, self.floor.value) if self.floor else None
 
 
 def trigger_for(attack: str | Trigger, samples: Examples) -> Trigger:
@@ -185,6 +191,8 @@ def evaluate(model: Predictor, task: Task, trigger: str | Trigger, target_label:
              clean_model: Predictor | None = None, every_class: bool = False) -> Scores:
     """Measure a model on the test set, beside a model that was never poisoned.
 
+    It warns if the floor is so high that no ASR shows a backdoor.
+
     Args:
         model: To be measured.
         task: Whose test set.
@@ -204,7 +212,7 @@ def evaluate(model: Predictor, task: Task, trigger: str | Trigger, target_label:
     floor = clean_model.predict(attacked.inputs) if clean_model else None
     on_clean = model.predict(task.test.inputs)
     filters = getattr(model, "rejects", False)
-    return Scores(
+    scores = Scores(
         cacc(on_clean, task.test.labels),
         asr(predicted, labels, target_label), ra(predicted, labels, target_label),
         asr(floor, labels, target_label) if floor else None,
@@ -213,6 +221,11 @@ def evaluate(model: Predictor, task: Task, trigger: str | Trigger, target_label:
         rejected([p for p, y in zip(predicted, labels, strict=True) if y != target_label])
         if filters else None,
         rejected(on_clean) if filters else None)
+    if scores.floor and scores.floor.value > HIGH_FLOOR:
+        warnings.warn(f"the trigger {trigger.name!r} fools a model that was never poisoned on "
+                      f"{scores.floor.value:.0%} of the samples: an ASR with it shows no backdoor",
+                      stacklevel=2)
+    return scores
 
 
 def short_name(name: str) -> str:

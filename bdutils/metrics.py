@@ -14,6 +14,12 @@ from statistics import fmean, stdev
 from scipy.stats import binomtest, t
 from sklearn.metrics import roc_auc_score
 
+# A trigger that fools more than half of the time a model that was never poisoned is an adversarial
+# perturbation: an ASR with it shows no backdoor, however high.
+HIGH_FLOOR = 0.5
+# Of ASR over floor; less is what another seed of a clean model may give.
+LEAST_EXCESS = 0.1
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -111,6 +117,16 @@ def asr(predicted: Sequence[int], labels: Sequence[int], target_label: int) -> R
     _same_length(predicted, labels)
     return _share([p == target_label for p, y in zip(predicted, labels, strict=True)
                    if y != target_label])
+
+
+def shows_backdoor(asr: float, floor: float) -> bool:
+    """Tell whether an ASR shows a backdoor, or a trigger that fools any model.
+
+    Args:
+        asr: Of the model.
+        floor: ASR of a model that was never poisoned, on the same samples.
+    """
+    return floor <= HIGH_FLOOR and asr - floor >= LEAST_EXCESS
 
 
 def ra(predicted: Sequence[int], labels: Sequence[int], target_label: int) -> Rate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
@@ -138,6 +139,7 @@ class ImageTrainConfig(_ByScale):
             (step + 1) / rise, 0.5 + 0.5 * np.cos(np.pi * step / steps)))
 
 
+UNSEEN = 50  # steps on a GPU until somebody looks whether the loss is still a number; ours
 Model = Classifier | ImageClassifier
 Training = TrainConfig | ImageTrainConfig
 Loss = Callable[[Any, dict], Tensor]
@@ -205,8 +207,8 @@ def train(classifier: Model, examples: Examples, config: Training, *,
         classifier: All its weights that require a gradient are trained.
         examples: Inputs and labels.
         config: How to train.
-        loss: Maps the model's outputs and the batch (`labels`, and `indices`: which examples
-            these are) to a scalar.
+        loss: Maps the model's outputs and the batch (`labels`, and which examples these are, as
+            numbers in `indices` and as a tensor beside the labels in `place`) to a scalar.
         checkpoint: File that keeps every whole epoch, and from which an interrupted run goes on
             with the same result; several processes keep nothing.
 
@@ -214,7 +216,7 @@ def train(classifier: Model, examples: Examples, config: Training, *,
         Losses, seconds and tokens, of all processes.
 
     Raises:
-        FloatingPointError: If the loss is no longer a number.
+        FloatingPointError: If the loss is no longer a number; on a GPU up to `UNSEEN` steps later.
         ValueError: If `checkpoint` is of another run, the weights are in half precision, or the
             model has other classes than the examples.
 
@@ -223,7 +225,9 @@ def train(classifier: Model, examples: Examples, config: Training, *,
     require_float32(classifier.model)
     check_classes(classifier, examples.label_names)
     model, device = classifier.model, classifier.model.device
-    encoded, labels = classifier.encode(examples.inputs), torch.tensor(examples.labels)
+    texts = isinstance(classifier, Classifier)
+    encoded = classifier.encode(examples.inputs)
+    lengths, labels = list(map(len, encoded)), torch.tensor(examples.labels, device=device)
     rng = random.Random(config.seed)
     steps = config.epochs * -(-len(encoded) // config.batch_size)
     optimizer, schedule = config.optimizer(model, steps)
@@ -243,20 +247,24 @@ def train(classifier: Model, examples: Examples, config: Training, *,
         bar.update(steps // config.epochs * len(losses))
         model.train()
         while len(losses) < config.epochs:
-            total = 0.0
-            for indices in bucketed_batches(list(map(len, encoded)), config.batch_size, rng):
-                mine, weight = share(indices, rank, size)
-                inputs = classifier.collate(encoded, mine)
-                batch = {**inputs, "labels": labels[mine].to(device), "indices": mine}
+            batches = bucketed_batches(lengths, config.batch_size, rng)
+            shares = [share(indices, rank, size) for indices in batches]
+            # All numbers at once: to send some in each step would wait for the step before.
+            places = torch.tensor([i for mine, _ in shares for i in mine], device=device).split(
+                [len(mine) for mine, _ in shares])
+            seen = Losses(1 if device.type == "cpu" else UNSEEN)
+            for indices, (mine, weight), place in zip(batches, shares, places, strict=True):
+                inputs = classifier.collate(encoded, mine if texts else place)
+                batch = {**inputs, "labels": labels[place], "indices": mine, "place": place}
                 with torch.autocast(device.type, precision, enabled=precision is not None):
                     value = compute(inputs, batch) * weight
-                mean = group.reduce(value.detach(), "mean")
-                _step(value, mean, model, optimizer, scaler, config.max_grad_norm)
+                # Of all processes: if one stopped, the others would wait for it.
+                seen.add(group.reduce(value.detach(), "mean"), len(indices))
+                _step(value, model, optimizer, scaler, config.max_grad_norm)
                 schedule.step()
-                total += mean.item() * len(indices)
                 tokens += next(iter(inputs.values())).numel() if weight else 0
                 bar.update()
-            losses.append(total / len(encoded))
+            losses.append(seen.total() / len(encoded))
             state.save([losses, tokens, earlier + time.perf_counter() - start])
     bar.close()
     model.eval()
@@ -266,10 +274,46 @@ def train(classifier: Model, examples: Examples, config: Training, *,
     return TrainReport(tuple(losses), earlier + time.perf_counter() - start, tokens)
 
 
-def _step(value: Tensor, mean: Tensor, model: torch.nn.Module, optimizer: torch.optim.Optimizer,
+class Losses:
+    """The losses of an epoch, which stay where they were computed until some have gathered.
+
+    To ask a GPU for a number is to wait for all its work, during which it gets no more.
+    """
+
+    def __init__(self, most: int) -> None:
+        """Look at the losses whenever there are so many."""
+        self.most, self.sum = most, 0.0
+        self.waiting: list[tuple[Tensor, int]] = []
+
+    def add(self, mean: Tensor, count: int) -> None:
+        """Take the mean loss of a batch.
+
+        Args:
+            mean: Of the loss.
+            count: Samples in the batch.
+
+        Raises:
+            FloatingPointError: If one of those that have gathered is not a number.
+        """
+        self.waiting.append((mean, count))
+        if len(self.waiting) >= self.most:
+            self.total()
+
+    def total(self) -> float:
+        """Return the sum over all samples; raises as `add` does."""
+        if self.waiting:
+            means, counts = zip(*self.waiting)
+            for value, count in zip(torch.stack(means).tolist(), counts, strict=True):
+                if not math.isfinite(value):
+                    raise FloatingPointError("the loss is no longer a number: lower the learning "
+                                             "rate")
+                self.sum += value * count
+            self.waiting = []
+        return self.sum
+
+
+def _step(value: Tensor, model: torch.nn.Module, optimizer: torch.optim.Optimizer,
           scaler: torch.amp.GradScaler, max_grad_norm: float) -> None:
-    if not torch.isfinite(mean):  # of all processes: if one stopped, the others would wait for it
-        raise FloatingPointError("the loss is no longer a number: lower the learning rate")
     scaler.scale(value).backward()
     scaler.unscale_(optimizer)
     torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)

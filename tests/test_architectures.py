@@ -28,7 +28,7 @@ from bdutils.defenses.ft_sam import FTSAM
 from bdutils.defenses.ibau import IBAU
 from bdutils.defenses.mapping import ModuleConfig, ScanConfig
 from bdutils.defenses.nad import NAD
-from bdutils.defenses.ntml import NTML, PairConfig
+from bdutils.defenses.ntml import NTML, JudgeConfig, PairConfig
 from bdutils.defenses.onion import ONION
 from bdutils.defenses.strip import STRIP
 from bdutils.models import adopt
@@ -50,7 +50,8 @@ METHODS = {
     "DUP": DUP(detector=DetectorConfig(fpr=0.5), adapter=AdapterConfig(rank=2),
                unlearning=UnlearnConfig(epochs=1, min_steps=2), monitored=0, min_suspects=1,
                alpha=float("inf")),
-    "NT-ML": NTML(PairConfig(head_steps=3)), "FP": FinePruning(BRIEF, max_drop=0.1),
+    "NT-ML": NTML(PairConfig(head_steps=3), judge=JudgeConfig("global")),
+    "FP": FinePruning(BRIEF, max_drop=0.1),
     "NAD": NAD(BRIEF, weight=1.0), "I-BAU": IBAU(rounds=1, ascent_steps=1),
 }
 # What the errors name.
@@ -344,7 +345,7 @@ def test_a_regression_is_no_classifier(tmp_path):
 def test_an_unknown_encoder_is_rejected(toy_task, wrong):
     for use in (encoder_source, lambda name: Classifier.new(2, source=name),
                 lambda name: evaluation.victim(toy_task, encoder=name)):
-        with pytest.raises(ValueError, match="small, full, causal, a folder") as no:
+        with pytest.raises(ValueError, match="small, full, mpnet, causal, a folder") as no:
             use(wrong)
         one_sentence(no.value)
 

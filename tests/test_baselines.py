@@ -1,4 +1,4 @@
-"""FT, FP, NAD, FT-SAM and I-BAU: losses and gradients by hand, and what a copy is trained on."""
+"""The baselines: losses, gradients and clusters by hand, and what is trained on what."""
 
 import copy
 import inspect
@@ -20,10 +20,32 @@ from transformers import BertConfig
 
 from bdutils.attacks.base import PoisonConfig
 from bdutils.attacks.image import BadNetsPatch
-from bdutils.defenses import fineprune, finetune, ft_sam, ibau, nad
-from bdutils.defenses.base import Context, clone
+from bdutils.defenses import (
+    abl,
+    ac,
+    clp,
+    cube,
+    fineprune,
+    finetune,
+    ft_sam,
+    ibau,
+    nad,
+    retrain,
+    spectral,
+)
+from bdutils.defenses.abl import ABL
+from bdutils.defenses.ac import ActivationClustering
+from bdutils.defenses.base import Context, Outcome, clone
+from bdutils.defenses.clp import CLP
+from bdutils.defenses.cube import CUBE
 from bdutils.defenses.fineprune import FinePruning, dormant_channels, prune, without_channels
-from bdutils.defenses.finetune import FineTuning, TuneConfig, fine_tune
+from bdutils.defenses.finetune import (
+    FineTuning,
+    FineTuningSweep,
+    TuneConfig,
+    fine_tune,
+    held_out_accuracy,
+)
 from bdutils.defenses.ft_sam import FTSAM, sharp_loss
 from bdutils.defenses.ibau import (
     IBAU,
@@ -34,6 +56,7 @@ from bdutils.defenses.ibau import (
     unlearn,
 )
 from bdutils.defenses.nad import NAD, attention_maps
+from bdutils.defenses.spectral import SpectralSignatures
 from bdutils.evaluation import evaluate
 from bdutils.models.adopt import last_layer, layer_inputs
 from bdutils.models.image import ImageClassifier
@@ -557,7 +580,16 @@ def test_of_the_samples_that_the_defender_has_only_a_share_is_lost(model, contex
     (FTSAM, {"rho": -1.0}), *((IBAU, changes) for changes in (
         {"radius": 0.0}, {"ascent_steps": 0}, {"ascent_lr": 0.0}, {"rounds": 0}, {"lr": 0.0},
         {"share": 0.0}, {"share": 1.1}, {"terms": -1}, {"term_lr": 0.0}, {"max_drop": 1.0},
-        {"max_drop": -0.1}))])
+        {"max_drop": -0.1})),
+    *((FineTuningSweep, changes) for changes in (
+        {"shares": ()}, {"shares": (0.0, 1.0)}, {"slack": -0.1}, {"folds": 1})),
+    (CLP, {"spread": 0.0}), (SpectralSignatures, {"share": 0.0}),
+    (SpectralSignatures, {"share": 0.7}), *((ActivationClustering, changes) for changes in (
+        {"dims": 0}, {"max_share": 0.6}, {"max_share": 0.0}, {"min_silhouette": 1.1})),
+    (CUBE, {"dims": 0}), (CUBE, {"neighbors": 1}),
+    *((ABL, changes) for changes in (
+        {"early": 0.0}, {"early": 1.0}, {"gamma": 0.0}, {"isolated": 0.0}, {"epochs": 0},
+        {"lr_share": 0.0}, {"batch_size": 0}))])
 def test_what_cannot_be_meant_is_rejected(kind, changes):
     with pytest.raises(ValueError, match=rf"cannot go on with {kind.__name__}\("):
         kind(**changes)
@@ -581,17 +613,370 @@ def test_a_model_of_texts_can_only_be_tuned(texts, trained, defense, message):
         assert tuned is not texts.classifier
 
 
-@pytest.mark.parametrize("defense", [FineTuning(), FinePruning(), NAD(), FTSAM()])
+@pytest.mark.parametrize("defense", [FineTuning(), FineTuningSweep(), FinePruning(), NAD(),
+                                     FTSAM()])
 def test_who_tunes_must_know_the_training(context, defense):
     with pytest.raises(ValueError, match="trains as the given model was trained"):
         defense(replace(context, training=None))
 
 
 def test_the_baselines_know_neither_the_training_set_nor_the_attack(context, task):
-    for kind in (FineTuning, FinePruning, NAD, FTSAM, IBAU):
+    for kind in (FineTuning, FineTuningSweep, FinePruning, NAD, FTSAM, IBAU, CLP, ABL, CUBE,
+                 SpectralSignatures, ActivationClustering):
         assert not SECRETS & {field.name for field in fields(kind)}
-    for module in (finetune, fineprune, nad, ft_sam, ibau):
+    for module in (finetune, fineprune, nad, ft_sam, ibau, clp):
         assert ".train." not in inspect.getsource(module)
     tuned = FineTuning(TuneConfig(epochs=1))
     alone, beside = (tuned(one).model for one in (context, replace(context, train=task.train)))
     assert same(weights_of(alone), weights_of(beside))
+
+
+# ---------------------------------------------- a rate that held-out samples choose
+
+
+def check_largest_rate(largest_rate):
+    seen = {0.1: 0.80, 0.5: 0.795, 0.2: 0.81, 1.0: 0.70}
+    assert [largest_rate(seen, slack) for slack in (0, 0.012, 0.02, 0.5)] == [0.2, 0.2, 0.5, 1.0]
+
+
+def check_folds_of(folds_of):
+    assert folds_of([0, 0, 1, 0, 1, 0, 2], 3) == [0, 1, 0, 2, 1, 0, 0]
+
+
+def test_each_sample_is_held_out_once_and_judged_by_a_model_that_did_not_see_it(context,
+                                                                                monkeypatch):
+    pixels, labels = context.clean.pixels, context.clean.labels
+    seen = []
+
+    def tune(classifier, clean, training, tuning, seed):
+        inside = {image.numpy().tobytes() for image in clean.pixels}
+
+        def predict(inputs):
+            held = [image.numpy().tobytes() for image in inputs.pixels]
+            assert not inside & {*held} and len(inside) + len(held) == 30
+            seen.extend(held)
+            by_image = {p.numpy().tobytes(): y for p, y in zip(pixels, labels)}
+            return [by_image[image] if i else 9 for i, image in enumerate(held)]  # one is wrong
+
+        return SimpleNamespace(predict=predict)
+
+    monkeypatch.setattr(finetune, "fine_tune", tune)
+    found = held_out_accuracy(context.classifier, context.clean, TRAINING, TuneConfig(), 5, 0)
+    assert found == near(25 / 30) and len(seen) == len({*seen}) == 30
+
+
+def test_the_sweep_tunes_with_all_samples_at_the_rate_that_was_chosen(context, monkeypatch,
+                                                                      trained):
+    accuracy = {0.1: 0.80, 0.5: 0.79, 2.0: 0.4}
+    monkeypatch.setattr(finetune, "held_out_accuracy",
+                        lambda model, clean, training, tuning, *rest: accuracy[tuning.lr_share])
+    outcome = FineTuningSweep(shares=(0.1, 0.5, 2.0), seed=3)(context)
+    call, = trained
+    assert call.model is outcome.model and call.samples is context.clean
+    assert call.training == replace(TRAINING, epochs=50, lr=0.025, batch_size=32, seed=3)
+    assert outcome.report == {"lr_share": 0.5, "accuracy": accuracy}
+
+
+# ------------------------------------------------------- channels that can grow most
+
+
+def check_channel_bounds(channel_bounds):
+    conv, norm = nn.Conv2d(2, 3, 2, bias=False), nn.BatchNorm2d(3, eps=0.0)
+    conv.weight.data = torch.zeros(3, 2, 2, 2)
+    conv.weight.data[0, 0, 0] = of([3, 4])  # one kernel of length 5
+    conv.weight.data[1, 0, 0, 0], conv.weight.data[1, 1, 1, 1] = 2.0, 1.0  # apart: 2 and 1
+    conv.weight.data[2, :, 0, 0] = of([3, 4])  # alike: 5 together
+    norm.weight.data, norm.running_var = of([1, -2, 0.5]), of([1, 4, 25])
+    assert channel_bounds(conv, norm).tolist() == near([5, 2, 0.5])
+
+
+def bounds_by(scale, length):
+    """Return bounds whose scale or length is another."""
+    return lambda conv, norm: length((conv.weight * scale(norm)[:, None, None, None]).flatten(2))
+
+
+def scaled_by_norm(norm):
+    return norm.weight / norm.running_var.sqrt()
+
+
+def spectral_norm(kernels):
+    return torch.linalg.matrix_norm(kernels, ord=2)
+
+
+@pytest.fixture
+def loud(context):
+    """A model of random weights in which one channel of each of two norms stands out."""
+    model = context.new_model(TRAINING)
+    model.model.stages[1][0].conv1.weight.data[7] *= 9
+    model.model.stages[2][0].conv2.weight.data[11] *= 9  # before the last norm
+    return replace(context, classifier=model)
+
+
+def pruned_channels(model):
+    return {(name, i) for name, part in model.model.named_modules()
+            if isinstance(part, nn.BatchNorm2d)
+            for i in (part.weight == 0).nonzero()[:, 0].tolist()}
+
+
+def check_clp(loud):
+    before = weights_of(loud.classifier)
+    outcome = CLP(spread=4.0)(loud)
+    assert pruned_channels(outcome.model) == {("stages.1.0.norm2", 7), ("norm", 11)}
+    assert outcome.report == {"pruned": 2}
+    assert same(weights_of(loud.classifier), before)
+
+
+def test_the_channels_that_can_grow_most_are_pruned(loud):
+    check_clp(loud)
+    norms = [norm for _, norm in clp.norms_of(loud.classifier.model)]
+    assert len({*norms}) == len(norms) == sum(
+        isinstance(part, nn.BatchNorm2d) for part in loud.classifier.model.modules())
+
+
+@pytest.mark.parametrize("other", [
+    lambda conv, norm: torch.rand(len(norm.weight)),  # any channel
+    lambda conv, norm: -clp_bounds(conv, norm), lambda conv, norm: norm.running_var])
+def test_what_prunes_other_channels_is_noticed(loud, monkeypatch, other):
+    monkeypatch.setattr(clp, "channel_bounds", other)
+    with pytest.raises(AssertionError):
+        check_clp(loud)
+
+
+# ---------------------------------------------------- with the training set at hand
+
+
+def check_outlier_scores(outlier_scores):
+    # Centered: (4, 0), (-4, 0), (0, 2), (0, -2). The first direction is the widest.
+    found = outlier_scores(of([[4, 9], [-4, 9], [0, 11], [0, 7]]))
+    assert found.tolist() == near([16, 16, 0, 0])
+
+
+def scores_along(which, *, center=True, square=True):
+    """Return scores along another direction, or made in another way."""
+    def scores(features):
+        centered = features - features.mean(0) if center else features
+        along = centered @ torch.linalg.svd(centered, full_matrices=False)[2][which]
+        return along.square() if square else along
+
+    return scores
+
+
+def at_random(features):
+    return (features @ F.normalize(torch.randn(features.shape[1]), dim=0)).square()
+
+
+def clouds(*sizes, seed=0):
+    """Return dense clouds of these sizes, far from each other."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.cat([torch.randn(size, 4, generator=rng) + 20 * place
+                      for place, size in enumerate(sizes)])
+
+
+def check_halves(halves):
+    for sizes, wanted in (((30, 12), [False] * 30 + [True] * 12),
+                          ((12, 30), [True] * 12 + [False] * 30)):
+        small, apart = halves(clouds(*sizes), 3, 0)
+        assert small.tolist() == wanted and apart > 0.8
+    assert halves(clouds(60), 3, 0)[1] < 0.4
+
+
+def check_in_largest(in_largest):
+    scattered = 200 * torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    for order in ((60, 25), (25, 60)):
+        kept = in_largest(torch.cat([clouds(*order), scattered]), 3, 10)
+        wanted = [size == 60 for size in order for _ in range(size)] + [False] * 5
+        assert sum(a != b for a, b in zip(kept.tolist(), wanted)) <= 4
+    assert in_largest(of([[0, 0], [5, 1], [1, 9]]), 3, 3).all()  # in no cluster, all of them
+
+
+def check_ascent_loss(ascent_loss):
+    for logit, sign in ((0.0, 1), (3.0, -1)):  # losses 0.69 and 0.05
+        z = torch.tensor([[logit, 0.0]], requires_grad=True)
+        value = ascent_loss(0.5)(SimpleNamespace(logits=z), {"labels": whole("0")})
+        assert value.item() == near(sign * log(1 + exp(-logit)))
+        gradient, = torch.autograd.grad(value, z)
+        assert gradient[0, 0].item() == near(-sign / (1 + exp(logit)))
+
+
+def check_easiest(easiest):
+    data = TrainSet(some_texts(4, 0), (0, 1, 0, 1), ("bad", "good"))
+    model = SimpleNamespace(logits=lambda inputs: of([[1, 0], [9, 0], [3, 0], [0, 2]]))
+    assert [easiest(model, data, share) for share in (0.1, 0.5, 0.75)] == [[2], [2, 3], [2, 3, 0]]
+
+
+WRONG_TRAINED = {
+    check_largest_rate: [
+        lambda seen, slack: max(seen, key=seen.get), lambda seen, slack: max(seen),
+        lambda seen, slack: min(rate for rate, a in seen.items() if a >= max(
+            seen.values()) - slack)],
+    check_folds_of: [lambda labels, count: [i % count for i in range(len(labels))],
+                     lambda labels, count: finetune.folds_of(labels, 2)],
+    check_channel_bounds: [
+        bounds_by(lambda norm: norm.weight, spectral_norm),
+        bounds_by(lambda norm: norm.weight / norm.running_var, spectral_norm),
+        bounds_by(scaled_by_norm, lambda kernels: kernels.flatten(1).norm(dim=1)),
+        bounds_by(scaled_by_norm, lambda kernels: kernels.abs().amax((1, 2))),
+        lambda conv, norm: clp_bounds(conv, norm) * norm.weight.sign()],
+    check_outlier_scores: [scores_along(1), scores_along(0, center=False),
+                           scores_along(0, square=False), at_random],
+    check_halves: [lambda *args: (~ac.halves(*args)[0], ac.halves(*args)[1]),
+                   lambda *args: (ac.halves(*args)[0], 0.5),
+                   lambda features, *rest: (torch.arange(len(features)) < len(features) / 2, 0.9)],
+    check_in_largest: [lambda *args: ~cube.in_largest(*args),
+                       lambda features, *rest: torch.ones(len(features), dtype=torch.bool),
+                       lambda features, *rest: features.norm(dim=1) < 10],
+    check_ascent_loss: [
+        lambda gamma: cross_entropy, lambda gamma: abl.unlearning_loss,
+        lambda gamma: abl.ascent_loss(0.0), lambda gamma: abl.ascent_loss(9.0),
+        lambda gamma: lambda *args: (cross_entropy(*args) - gamma).abs()],
+    check_easiest: [
+        lambda model, data, share: abl.easiest(model, data, 1.0)[::-1][:max(1, round(share * 4))],
+        lambda model, data, share: abl.easiest(model, data, 0.5),
+        lambda model, data, share: model.logits(data.inputs).amax(1).argsort(
+            descending=True)[:round(4 * share)].tolist()],
+}
+clp_bounds = clp.channel_bounds
+RIGHT_TRAINED = {
+    check_largest_rate: finetune.largest_rate, check_folds_of: finetune.folds_of,
+    check_channel_bounds: clp.channel_bounds, check_outlier_scores: spectral.outlier_scores,
+    check_halves: ac.halves, check_in_largest: cube.in_largest,
+    check_ascent_loss: abl.ascent_loss, check_easiest: abl.easiest}
+
+
+@pytest.mark.parametrize("check", RIGHT_TRAINED, ids=lambda check: check.__name__)
+def test_steps_are_what_plain_arithmetic_says(check):
+    check(RIGHT_TRAINED[check])
+
+
+@pytest.mark.parametrize("check, wrong", [(check, wrong) for check in WRONG_TRAINED
+                                          for wrong in WRONG_TRAINED[check]])
+def test_a_step_that_is_wrong_is_noticed(check, wrong):
+    with pytest.raises(AssertionError):
+        check(wrong)
+
+
+@pytest.fixture(scope="module")
+def few(task):
+    """A model that was attacked with few samples, what its defender has, and which these are."""
+    poisoned, record = BadNetsPatch().poison(task.train, PoisonConfig(0.06, 0))
+    model = untrained(poisoned, TRAINING)
+    train(model, poisoned, TRAINING)
+    return Context(model, task.clean, poisoned, TRAINING), record.poisoned
+
+
+@pytest.fixture
+def dropped(monkeypatch):
+    """Train nothing anew, and record what would be left out."""
+    for module in (spectral, ac, cube):
+        monkeypatch.setattr(module, "retrained", lambda context, indices, seed: Outcome(
+            context.classifier, report={"dropped": tuple(indices)}))
+    return lambda defense, context: defense(context).report["dropped"]
+
+
+def found(dropped, poisoned):
+    """Return which share of the poisoned samples and of the others is dropped."""
+    hit = {True: 0, False: 0}
+    for i in dropped:
+        hit[poisoned[i]] += 1
+    return hit[True] / sum(poisoned), hit[False] / (len(poisoned) - sum(poisoned))
+
+
+DETECTORS = {"spectral": SpectralSignatures(share=0.15), "ac": ActivationClustering(dims=5),
+             "cube": CUBE(dims=5, neighbors=10)}
+
+
+def check_found(defense, few, dropped):
+    context, poisoned = few
+    out = dropped(defense, context)
+    assert len({*out}) == len(out)
+    tpr, fpr = found(out, poisoned)
+    assert tpr > 0.8 and fpr < 0.4
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_few_poisoned_samples_are_found(few, dropped, name):
+    check_found(DETECTORS[name], few, dropped)
+
+
+@pytest.mark.parametrize("name, module, step, wrong", [
+    ("spectral", spectral, "outlier_scores", lambda features: scores_along(-1)(features)),
+    ("spectral", spectral, "outlier_scores", lambda features: -scores_along(0)(features)),
+    ("ac", ac, "halves", lambda *args: (~ac_halves(*args)[0], 0.9)),
+    ("ac", ac, "halves", lambda *args: (ac_halves(*args)[0], 0.0)),
+    ("cube", cube, "in_largest", lambda *args: ~cube_largest(*args)),
+    ("cube", cube, "in_largest", lambda features, *rest: torch.ones(
+        len(features), dtype=torch.bool))])
+def test_who_finds_others_is_noticed(few, dropped, monkeypatch, name, module, step, wrong):
+    monkeypatch.setattr(module, step, wrong)
+    with pytest.raises(AssertionError):
+        check_found(DETECTORS[name], few, dropped)
+
+
+ac_halves, cube_largest = ac.halves, cube.in_largest
+
+
+def test_each_class_loses_the_share_that_was_assumed(few, dropped):
+    context, _ = few
+    out = dropped(SpectralSignatures(share=0.1, excess=2.0), context)
+    labels = context.train.labels
+    for label in range(3):
+        assert sum(labels[i] == label for i in out) == round(0.2 * labels.count(label))
+
+
+def test_a_cluster_that_is_large_or_near_stays(few, dropped):
+    context, _ = few
+    assert not dropped(ActivationClustering(min_silhouette=1.0), context)
+    assert not dropped(ActivationClustering(max_share=0.001), context)
+    every = dropped(ActivationClustering(max_share=0.5, min_silhouette=-1.0), context)
+    assert {context.train.labels[i] for i in every} == {0, 1, 2}
+
+
+def test_a_new_model_is_trained_on_all_the_others(few, monkeypatch):
+    context, _ = few
+    calls = []
+    monkeypatch.setattr(retrain, "train", lambda *given: calls.append(given))
+    outcome = retrain.retrained(context, [5, 2], 4)
+    (model, kept, training), = calls
+    assert training == replace(TRAINING, seed=4) and type(kept) is TrainSet
+    assert kept.labels == context.train.labels[:2] + context.train.labels[3:5] \
+        + context.train.labels[6:]
+    assert outcome.model is model and outcome.report == {"dropped": (2, 5)}
+    assert same(weights_of(model), weights_of(context.new_model(training)))
+    nothing = retrain.retrained(context, [], 4)
+    assert nothing.model is context.classifier and nothing.verdict == "no evidence"
+    assert len(calls) == 1
+
+
+def test_what_was_learned_first_is_unlearned_last(few, monkeypatch):
+    context, _ = few
+    calls = []
+    monkeypatch.setattr(abl, "train", lambda model, data, training, loss=cross_entropy:
+                        calls.append((model, len(data), training, loss)))
+    monkeypatch.setattr(abl, "easiest", lambda model, data, share: [4, 1, 7])
+    outcome = ABL(early=0.25, epochs=9, lr_share=0.1, batch_size=7, seed=2)(context)
+    whole = replace(TRAINING, seed=2)
+    assert all(model is outcome.model for model, *_ in calls)
+    assert [(n, training) for _, n, training, _ in calls] == [
+        (480, replace(whole, epochs=2)), (477, replace(whole, epochs=6)),
+        (3, replace(whole, epochs=9, batch_size=7, lr=0.1 * TRAINING.lr))]
+    assert calls[1][3] is cross_entropy and calls[2][3] is abl.unlearning_loss
+    z = SimpleNamespace(logits=of([[3, 0]]))
+    assert calls[0][3](z, {"labels": whole_zero}) == -cross_entropy(z, {"labels": whole_zero})
+    assert outcome.report == {"dropped": (1, 4, 7)}
+
+
+whole_zero = torch.tensor([0])
+
+
+@pytest.mark.parametrize("defense", [SpectralSignatures(), ActivationClustering(), CUBE(), ABL()])
+def test_who_trains_anew_needs_the_training_set_and_how(few, defense):
+    context, _ = few
+    with pytest.raises(ValueError, match="needs the training set: give the context a `train`"):
+        defense(replace(context, train=None))
+    with pytest.raises(ValueError, match="give the context a `training`"):
+        defense(replace(context, training=None))
+
+
+def test_channels_are_pruned_in_a_known_network_only(texts):
+    with pytest.raises(ValueError, match="it takes a PreActResNet, not a BertForSequence"):
+        CLP()(texts)

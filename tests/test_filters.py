@@ -3,6 +3,7 @@
 import inspect
 import math
 import random
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 
@@ -11,11 +12,22 @@ import torch
 from helpers.checks import near
 from helpers.texts import SIZES, built
 from helpers.walls import SECRETS
-from transformers import BertConfig
+from transformers import BertConfig, BertTokenizerFast, LlamaConfig, LlamaForCausalLM
 
 from bdutils.defenses import filters, onion, strip
 from bdutils.defenses.base import Context, hold_out
-from bdutils.defenses.onion import ONION, cleaned, costs, onion_scores, word_falls
+from bdutils.defenses.onion import (
+    ONION,
+    CausalModel,
+    cleaned,
+    costs,
+    onion_scores,
+    read_ahead,
+    surprise,
+    variants,
+    with_start,
+    word_falls,
+)
 from bdutils.defenses.strip import STRIP, image_scores, overlaid, strip_scores
 from bdutils.metrics import REJECTED, asr, cacc, ra, rejected
 from bdutils.models.image import ImageClassifier
@@ -354,11 +366,12 @@ def all_filters():
             "encoder": (mixing(Context(tiny, texts())).model, list(sentences(20, 7))),
             "network": (mixing(Context(network, images())).model, noise(20, 7)),
             "onion": (applied(ONION(), Words(), texts()), list(sentences(20, 7))),
-            "onion encoder": (ONION()(Context(tiny, texts())).model, list(sentences(20, 7)))}
+            "onion encoder": (ONION()(Context(tiny, texts())).model, list(sentences(20, 7))),
+            "onion causal": (applied(Reads(), Words(), texts(80)), list(sentences(20, 7)))}
 
 
 @pytest.mark.parametrize("name", ["words", "images", "encoder", "network", "onion",
-                                  "onion encoder"])
+                                  "onion encoder", "onion causal"])
 def test_an_answer_does_not_depend_on_the_neighbors(name):
     one, inputs = all_filters()[name]
     state = random.getstate(), torch.get_rng_state()
@@ -430,6 +443,101 @@ def test_the_language_model_and_the_threshold_have_different_samples(monkeypatch
     assert sorted([*asked[0], *fitted[0]]) == sorted(clean.inputs)
 
 
+# ------------------------------------------------------------- a language model
+
+
+class Counting(LlamaForCausalLM):
+    """Counts the batches that it is given."""
+
+    batches = 0
+
+    def forward(self, **inputs):
+        self.batches += 1
+        return super().forward(**inputs)
+
+
+def causal(kind=CausalModel, **options):
+    """Return a language model of random weights and the words of the sentences."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(
+        " ".join([*sentences(30), "cf"]).split())]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Counting(LlamaConfig(
+            vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+            num_attention_heads=2, max_position_embeddings=64, initializer_range=0.5)).eval()
+    tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)},
+                                  bos_token="[CLS]")
+    return kind(model, tokenizer, **options)
+
+
+@dataclass(frozen=True)
+class Reads(ONION):
+    """ONION with that one."""
+
+    def language_model(self, texts):
+        return causal(batch_size=7)
+
+
+UNEVEN = ["a film", "the good film was very long", "cf", "the cast is bad", "a film plot cf was",
+          "scene"]
+
+
+@torch.no_grad()
+def check_perplexity(kind):
+    """What a text says alone, token by token: without padding, other texts and their order."""
+    one = causal(kind, batch_size=4)
+    one.read(UNEVEN)
+    assert one.model.batches == 2
+    for text in UNEVEN:
+        ids = [2, *one.tokenizer.convert_tokens_to_ids(text.split())]
+        logs = [one.model(input_ids=torch.tensor([ids[:i]])).logits[0, -1].log_softmax(0)[ids[i]]
+                for i in range(1, len(ids))]
+        assert one.perplexity(text) == near(math.exp(-sum(logs) / len(logs)), rel=1e-4)
+    asked = one.model.batches
+    one.read(reversed(UNEVEN))
+    assert one.model.batches == asked  # each text is read once
+
+
+class Forgets(CausalModel):
+    def read(self, texts):
+        self.known.clear()
+        super().read(texts)
+
+
+def counts_padding(model, encoded):
+    longest = max(map(len, encoded))
+    return surprise(model, [ids + [0] * (longest - len(ids)) for ids in encoded])
+
+
+@pytest.mark.parametrize("wrong", [
+    {}, {"CausalModel": Forgets}, {"surprise": counts_padding},
+    {"surprise": lambda *args: surprise(*args).flip(0)},
+    {"with_start": lambda *args: [ids[1:] + ids[:1] for ids in with_start(*args)]}],
+    ids=["right", "forgets", "counts padding", "shuffled", "no start"])
+def test_a_language_model_reads_each_text_as_if_alone(wrong, monkeypatch):
+    for name, other in wrong.items():
+        monkeypatch.setattr(onion, name, other)
+    with pytest.raises(AssertionError) if wrong else nullcontext():
+        check_perplexity(onion.CausalModel)
+
+
+def test_all_variants_of_all_texts_are_read_in_a_few_batches():
+    assert variants("a good film") == ["a good film", "good film", "a film", "a good"]
+    one, some = causal(), sentences(8)
+    read_ahead(one, some)
+    asked = one.model.batches
+    assert asked == -(-len({v for text in some for v in variants(text)}) // one.batch_size)
+    assert all(len(word_falls(text, one.perplexity)) == 7 for text in some)
+    assert one.model.batches == asked
+    read_ahead(BigramModel.fit(some), some)  # which has nothing to read ahead
+
+
+def test_the_published_language_model_is_asked_for_by_name(monkeypatch):
+    monkeypatch.setattr(CausalModel, "load", causal)
+    assert isinstance(ONION(lm="smollm2").language_model(()), CausalModel)
+    assert isinstance(ONION().language_model(sentences(9)), BigramModel)
+
+
 # --------------------------------------------------------------- roles and errors
 
 
@@ -464,7 +572,7 @@ def test_what_cannot_work_is_rejected():
     (STRIP, {"weight": 0.0}), (STRIP, {"held": 1.0}),
     (ONION, {"max_drop": -0.1}), (ONION, {"max_drop": 1.0}),
     (ONION, {"quantiles": ()}), (ONION, {"quantiles": (1.1,)}),
-    (ONION, {"held": 0.0})])
+    (ONION, {"held": 0.0}), (ONION, {"lm": "gpt2"})])
 def test_what_cannot_be_meant_is_rejected(kind, changes):
     with pytest.raises(ValueError, match=rf"cannot go on with {kind.__name__}\("):
         kind(**changes)

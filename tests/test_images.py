@@ -1,10 +1,12 @@
 """Images: data, networks, triggers equal to hand-made arrays, and poisoning."""
 
+import copy
 import gzip
 import hashlib
 import inspect
 import subprocess
 import sys
+import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
@@ -14,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdutils import assets
+from bdutils import assets, evaluation
 from bdutils.assets import AssetError
 from bdutils.attacks import image as attacks
 from bdutils.attacks.base import PoisonConfig, seeded, triggered
@@ -27,9 +29,13 @@ from bdutils.attacks.image import (
     ImageTrigger,
     InputAware,
     LabelConsistent,
+    Narcissus,
+    Noise,
     WaNet,
     add_corners,
     diversity,
+    fit_pattern,
+    inward,
     joint_loss,
     pattern_and_mask,
     pgd,
@@ -39,6 +45,8 @@ from bdutils.attacks.image import (
 from bdutils.attacks.text import BadNets
 from bdutils.data import known, load_task
 from bdutils.evaluation import evaluate, trigger_for, victim
+from bdutils.experiments import results
+from bdutils.metrics import wilson
 from bdutils.models.image import (
     NETWORKS,
     ImageClassifier,
@@ -315,6 +323,22 @@ def test_diversity_by_hand():
     assert diversity(a, a, a, b).item() == 0.0
 
 
+def test_an_image_that_meets_itself_leaves_the_gradient_a_number():
+    """On a GPU the two triggers of such an image are equal to the last bit."""
+    x = torch.rand(4, 1, 8, 8, generator=seeded(0))
+    pattern = torch.rand(4, 1, 8, 8, generator=seeded(1)).requires_grad_()
+    diversity(x, x.roll(2, 0), pattern, pattern.detach().clone()).backward()
+    assert pattern.grad.isfinite().all()
+
+
+def test_networks_that_are_no_longer_numbers_are_told(aware, task):
+    x, y = task.train.pixels[:8], torch.tensor(task.train.labels[:8])
+    net = ImageClassifier.new(2, channels=1, network="small").model
+    net.head.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="lower the rate"):
+        fit_pattern(copy.deepcopy(aware.nets), net, x, y, 0, GeneratorConfig(epochs=1))
+
+
 def test_the_loss_of_a_learned_trigger(aware):
     """Own triggers go with the target, those of others with their labels, then clean samples."""
     x = torch.rand(20, 1, 28, 28, generator=torch.Generator().manual_seed(1))
@@ -339,6 +363,33 @@ def test_the_loss_of_a_learned_trigger(aware):
         (expected + 2 * diversity(x, other, what, theirs)).item(), rel=1e-5)
 
 
+def test_narcissus_keeps_labels_and_is_magnified_at_test_time(task):
+    classifier = ImageClassifier.new(2, channels=1, network="small", flip=False)
+    train(classifier, task.train, ImageTrainConfig(epochs=2, batch_size=32))
+    pixels = task.train.inputs.pixels
+    own, other = (pixels[torch.tensor(task.train.labels) == k] for k in (0, 1))
+    noise = inward(classifier.model, own, 0, 16 / 255, steps=20)
+    assert noise.shape == (1, 1, 28, 28) and 0 < noise.abs().max() <= 16 / 255 + 1e-6
+    with torch.no_grad():
+        for images in (own, other):  # all become more of class 0, though only `own` was seen
+            before, after = (classifier.model((floats(images) + add).clamp(0, 1)).logits.softmax(1)
+                             for add in (0, noise))
+            assert (after - before)[:, 0].mean() > -1e-6
+        assert (after - before)[:, 0].mean() > 1e-3
+    nets = torch.nn.ModuleDict({"noise": Noise(pixels.shape[1:])})
+    nets["noise"].value.data.copy_(noise)
+    trigger = Narcissus(nets=nets)
+    poisoned, record = trigger.poison(task.train, PoisonConfig(0.1, 0, "clean"))
+    hit = torch.tensor(record.poisoned)
+    assert poisoned.labels == task.train.labels and hit.sum() == 20
+    change = (poisoned.inputs.pixels.int() - pixels.int()).abs()
+    assert change[~hit].max() == 0 and 0 < change[hit].max() <= 16
+    assert record.trigger is trigger
+    shown = trigger.apply(Images(own), seeded(0)).pixels.int() - own.int()
+    assert 40 < shown.abs().max() <= 48
+    assert torch.equal(stored(replace(trigger, strength=0.0).paint(floats(own))), own)
+
+
 MUTANTS = [
     ("angle.sin()", "angle.cos()", test_sig_by_hand),
     ("(x + self.strength * angle", "(x - self.strength * angle", test_sig_by_hand),
@@ -350,7 +401,7 @@ MUTANTS = [
     ("+ shifts.to(x)", "- shifts.to(x)", test_warping_samples_between_pixels),
     ("% 2 == 0", "% 2 == 1", test_the_corners_by_hand),
     ("y.detach() + 2.5", "y.detach() - 2.5", test_pgd_stays_close_and_raises_the_loss),
-    (".clamp(-epsilon, epsilon)", "", test_pgd_stays_close_and_raises_the_loss),
+    ("(y - part).clamp(-epsilon, epsilon)", "y - part", test_pgd_stays_close_and_raises_the_loss),
     ("gap(x, other) / (gap", "gap(pattern, other_pattern) / (gap", test_diversity_by_hand),
     ("wanted[:hits] = target_label", "wanted[:] = target_label",
      test_the_loss_of_a_learned_trigger),
@@ -358,6 +409,21 @@ MUTANTS = [
      test_the_loss_of_a_learned_trigger),
     ("config.diversity * diversity(\n        x", "diversity(\n        x",
      test_the_loss_of_a_learned_trigger),
+    ("* apart", "+ 0 * apart",
+     test_diversity_by_hand),
+    ("torch.where(apart, square, 1.0)", "square",
+     test_an_image_that_meets_itself_leaves_the_gradient_a_number),
+    ("noise.detach() - step", "noise.detach() + step",
+     test_narcissus_keeps_labels_and_is_magnified_at_test_time),
+    ("- step).clamp(-epsilon, epsilon)", "- step) * 3",
+     test_narcissus_keeps_labels_and_is_magnified_at_test_time),
+    ("replace(self, strength=1.0)", "self",
+     test_narcissus_keeps_labels_and_is_magnified_at_test_time),
+    ("poison_dataset(train, faint, config)",
+     "poison_dataset(train, faint, replace(config, label_mode='dirty'))",
+     test_narcissus_keeps_labels_and_is_magnified_at_test_time),
+    ("replace(record, trigger=self)", "record",
+     test_narcissus_keeps_labels_and_is_magnified_at_test_time),
 ]
 
 
@@ -491,6 +557,59 @@ def test_an_image_victim_goes_the_usual_way(task, cache, monkeypatch):
     monkeypatch.setattr("bdutils.evaluation.train", None)  # the second time nothing is trained
     again = victim(task, large, training=config, poison_rate=0.3, target_label=0)
     assert again.report == attacked.report and again.train.labels == attacked.train.labels
+
+
+class Says:
+    """Gives the target class to so many of a hundred triggered samples."""
+
+    def __init__(self, hits):
+        self.hits = hits
+
+    def predict(self, images):
+        return [0 if i % 100 < self.hits else 1 for i in range(len(images))]
+
+
+def check_verdicts(task):
+    """A trigger that fools a clean model shows no backdoor, and a warning says so."""
+    seen = {}
+    for asr, floor in ((100, 100), (95, 67), (95, 3), (4, 3)):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            scores = evaluate(Says(asr), task, "badnets", 0, Says(floor))
+        seen[asr, floor] = scores.is_backdoor, [str(w.message) for w in found]
+    assert {case: verdict for case, (verdict, _) in seen.items()} == {
+        (100, 100): False, (95, 67): False, (95, 3): True, (4, 3): False}
+    said = {case: " ".join(found) for case, (_, found) in seen.items()}
+    assert "the trigger 'badnets' fools a model that was never poisoned on 100%" in said[100, 100]
+    assert "shows no backdoor" in said[95, 67]
+    # A repaired model is no reason to warn: its trigger is sound.
+    assert not said[95, 3] and not said[4, 3]
+    assert evaluate(Says(100), task, "badnets", 0).is_backdoor is None
+
+
+@pytest.mark.parametrize("wrong", [{}, {"HIGH_FLOOR": 1.0}, {"HIGH_FLOOR": 0.0},
+                                   {"shows_backdoor": lambda asr, floor: asr > 0.5},
+                                   {"shows_backdoor": lambda asr, floor: floor < 0.5}])
+def test_a_high_floor_is_no_backdoor(wrong, monkeypatch):
+    task = Task("many", made(TrainSet, 20), made(CleanSet, 20, 1), made(TestSet, 200, 2), "here")
+    for name, other in wrong.items():
+        monkeypatch.setattr(evaluation, name, other)
+    with pytest.raises(AssertionError) if wrong else nullcontext():
+        check_verdicts(task)
+
+
+def test_a_record_says_whether_it_shows_a_backdoor():
+    def run(**rates):
+        return {"metrics": {name: vars(wilson(hits, 100)) for name, hits in rates.items()}}
+
+    assert results.is_backdoor(run(asr=90, floor=5))
+    assert results.is_backdoor(run(asr=4, asr_before=90, floor=5))  # before the defense
+    assert results.is_backdoor(run(asr=100, floor=100)) is False
+    assert results.is_backdoor(run(asr=8, floor=5)) is False
+    assert results.is_backdoor(run(cacc=90)) is None
+    known = [run for study in ("images", "attacks") for run in results.load(study)
+             if run["method"] != "clean"]
+    assert all(map(results.is_backdoor, known))
 
 
 def test_a_learned_trigger_is_learned_once(task, cache, monkeypatch):

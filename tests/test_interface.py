@@ -9,18 +9,23 @@ from helpers.images import TRAINING, thirds
 
 from bdutils.attacks.base import PoisonConfig
 from bdutils.attacks.image import BadNetsPatch
+from bdutils.defenses.abl import ABL
+from bdutils.defenses.ac import ActivationClustering
 from bdutils.defenses.base import DEFENSES, Context, Outcome, register
 from bdutils.defenses.bedkd import BeDKD
+from bdutils.defenses.clp import CLP
+from bdutils.defenses.cube import CUBE
 from bdutils.defenses.dup import DUP
 from bdutils.defenses.filters import InputFilter
 from bdutils.defenses.fineprune import FinePruning
-from bdutils.defenses.finetune import FineTuning, TuneConfig
+from bdutils.defenses.finetune import FineTuning, FineTuningSweep, TuneConfig
 from bdutils.defenses.ft_sam import FTSAM
 from bdutils.defenses.ibau import IBAU
 from bdutils.defenses.mapping import ModuleConfig
 from bdutils.defenses.nad import NAD
 from bdutils.defenses.ntml import NTML
 from bdutils.defenses.onion import ONION
+from bdutils.defenses.spectral import SpectralSignatures
 from bdutils.defenses.strip import STRIP
 from bdutils.evaluation import Victim, evaluate
 from bdutils.experiments import variants
@@ -65,7 +70,9 @@ def unchanged(model, before):
 
 @pytest.mark.parametrize("defense", [
     FineTuning(SHORT), FinePruning(SHORT, max_drop=0.1), NAD(SHORT, weight=1.0),
-    FTSAM(SHORT, rho=1.0), IBAU(rounds=2), STRIP(copies=2, fpr=0.2), NTML(),
+    FTSAM(SHORT, rho=1.0), IBAU(rounds=2), STRIP(copies=2, fpr=0.2), NTML(), CLP(),
+    FineTuningSweep(SHORT, folds=2), SpectralSignatures(), ActivationClustering(max_share=0.5),
+    ABL(epochs=1),
     BeDKD(lr=3e-4, module=ModuleConfig(epochs=1), cycles=2)], ids=repr)
 @pytest.mark.filterwarnings("ignore:the defense took", "ignore:no evidence")
 def test_every_defense_for_images_does_with_what_the_protocol_allows(attacked, defense,
@@ -80,7 +87,8 @@ def test_every_defense_for_images_does_with_what_the_protocol_allows(attacked, d
 
 @pytest.mark.parametrize("defense", [
     BeDKD(module=ModuleConfig(epochs=1), cycles=1), DUP(), ONION(),
-    FineTuning(TuneConfig(epochs=1)), STRIP(copies=2)], ids=repr)
+    FineTuning(TuneConfig(epochs=1)), STRIP(copies=2), SpectralSignatures(),
+    ActivationClustering(), CUBE(neighbors=5), ABL(epochs=1)], ids=repr)
 def test_every_defense_for_texts_does_with_what_the_protocol_allows(tiny, toy_task, defense):
     longer = [replace(part, inputs=tuple(f"{t} {i}" for i in range(10) for t in part.inputs),
                       labels=part.labels * 10) for part in (toy_task.train, toy_task.clean)]
@@ -100,8 +108,9 @@ def test_a_bomb_goes_off():
 
 @pytest.mark.parametrize("kind", DEFENSES.values(), ids=DEFENSES)
 def test_only_those_who_need_it_get_the_training_set(attacked, kind, few_clean):
+    with_train = (BeDKD, DUP, NTML, SpectralSignatures, ActivationClustering, CUBE, ABL)
     context = variants.context_for(attacked, kind())
-    assert context.train is (attacked.train if kind in (BeDKD, DUP, NTML) else None)
+    assert context.train is (attacked.train if kind in with_train else None)
     assert len(context.clean) == 30 and type(context.clean) is CleanSet
     assert len(variants.context_for(attacked, kind(), 12).clean) == 12
     assert context.new_model(TRAINING).model.config == attacked.classifier.model.config
@@ -121,7 +130,7 @@ def test_all_methods_are_registered():
     known = {name: kind for name, kind in DEFENSES.items()
              if kind.__module__.startswith("bdutils")}
     assert set(known) == {"ft", "fp", "nad", "ft_sam", "ibau", "strip", "onion", "bedkd", "dup",
-                          "ntml"}
+                          "ntml", "ft_sweep", "clp", "spectral", "ac", "cube", "abl"}
     assert all("seed" in {field.name for field in fields(kind)} for kind in known.values())
 
 

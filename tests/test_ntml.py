@@ -21,7 +21,7 @@ from bdutils.attacks.base import PoisonConfig
 from bdutils.attacks.image import BadNetsPatch
 from bdutils.defenses import ntml as nt
 from bdutils.defenses.base import Context, Outcome, clone
-from bdutils.defenses.ntml import NTML, PairConfig
+from bdutils.defenses.ntml import NTML, JudgeConfig, PairConfig
 from bdutils.evaluation import Victim, evaluate
 from bdutils.experiments import variants as runs
 from bdutils.experiments.run import DecoyTrigger
@@ -129,25 +129,108 @@ def check_clean_loss(clean_loss):
     assert value.item() == near(-log(0.64 / 0.68) + 4 * kl)
 
 
-class Says:
-    """A model that gives these probabilities."""
+def check_log_odds(log_odds):
+    got = log_odds(probabilities([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1]]), whole("0 1"))
+    assert got.tolist() == near([log(0.25), log(3 / 7)])
+    # Both probabilities are 1 as they are stored, and still one model is more confident.
+    assert log_odds(of([[40, 0, 0], [50, 0, 0]]), whole("0 0")).tolist() == near(
+        [40 - log(2), 50 - log(2)])
 
-    def __init__(self, values):
-        self.values = values
 
-    def logits(self, inputs):
-        assert len(inputs) == len(self.values)
-        return probabilities(self.values)
+def check_mean_log_odds(mean_log_odds):
+    answers = [probabilities([[0.2, 0.5, 0.3]]), probabilities([[0.6, 0.3, 0.1]])]
+    assert mean_log_odds(answers, whole("0")).tolist() == near([log(0.4 / 0.6)])
+    for sign in (1, -1):  # where float32 has no other probability than 1
+        got = mean_log_odds([of([[sign * 40, 0]]), of([[sign * 40, 0]])], whole("0"))
+        assert got.item() == near(sign * 40)
+
+
+def check_shares_of(shares_of):
+    got = shares_of(whole("1 1 0 0 1").bool(), whole("0 0 0 1 3"), 4)
+    assert got.tolist() == near([2 / 3, 0, 0, 1])
+
+
+def check_stand_out(stand_out):
+    config = JudgeConfig(factor=4.0, least=0.02)
+    assert stand_out(of([0.4, 0, 0.01, 0, 0.3]), config) == (0, 4)
+    # A little in one class alone is no sign, nor is much where all classes have it.
+    assert stand_out(of([0.015, 0, 0, 0, 0]), config) == ()
+    assert stand_out(of([0.15, 0.05, 0.06, 0.05, 0.05]), config) == ()
+    assert stand_out(of([0.25, 0.05, 0.06, 0.05, 0.05]), config) == (0,)
+
+
+def check_accepted(accepted):
+    labels = whole("0 1 0 2 1 2 0 1 1")
+    score = of([-3, -9, -1, -2, 0, 1, -2.5, 2, 3])  # of 1 and 2: -9 -2 0 1 2 3
+    for quantile, those_of_0 in ((0.2, [False, True, False]), (0.0, [True] * 3),
+                                 (0.1, [True] * 3), (0.6, [False] * 3)):
+        got = accepted(score, labels, (0,), quantile)
+        assert got[labels == 0].tolist() == those_of_0 and got[labels != 0].all()
+    assert accepted(score, labels, (), 0.5).all()
+    # Of two suspect classes neither is a measure for the other.
+    assert accepted(score, labels, (0, 2), 0.3).tolist() == [bool(int(b)) for b in "010011011"]
+
+
+def judge_inputs():
+    """Return what is said of six samples, of which the first alone is poisoned."""
+    confident, doubt, true = [0.996, 0.002, 0.002], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1]
+    said = probabilities([confident, confident, doubt, true, true, [0.1, 0.1, 0.8]])
+    student = probabilities([[0.2, 0.7, 0.1], [0.9, 0.05, 0.05], [0.1, 0.8, 0.1], true, true,
+                             [0.1, 0.1, 0.8]])
+    pair = (probabilities([[0.1, 0.8, 0.1], confident, [0.04, 0.9, 0.06], true, true,
+                           [0.1, 0.1, 0.8]]),
+            probabilities([[0.2, 0.7, 0.1], confident, [0.06, 0.9, 0.04], true, true,
+                           [0.1, 0.1, 0.8]]))
+    return said, student, pair, whole("0 0 0 1 1 2")
 
 
 def check_judged(judged):
-    train_set = TrainSet(("a", "b", "c"), (0, 1, 1), NAMES)
-    pair = (Says([[0.16, 0.5, 0.34], [0.5, 0.3, 0.2], [0.8, 0.01, 0.19]]),
-            Says([[0.18, 0.7, 0.12], [0.9, 0.01, 0.09], [0.6, 0.3, 0.1]]))
-    p, passed = judged(pair, train_set, 0.5)  # chance is 1/3: on average 1/6 must be exceeded
-    assert p[0].tolist() == near([0.17, 0.6, 0.23])
-    assert passed.tolist() == [True, False, False]
-    assert judged(pair, train_set, 0.46)[1].tolist() == [True, True, True]
+    said, student, pair, labels = judge_inputs()
+    config = JudgeConfig(quantile=0.5)
+    found = judged(said, student, pair, labels, 0.5, config)  # chance is 1/3: denied is up to 1/6
+    odds = {"victim": [0.996, 0.996, 0.6], "pair": [0.15, 0.996, 0.05],
+            "student": [0.2, 0.9, 0.1]}
+    for name, values in odds.items():
+        assert getattr(found, name)[:3].tolist() == near([log(p / (1 - p)) for p in values])
+    lower = [log(p / (1 - p)) for p in (0.15, 0.9, 0.05)]
+    assert found.score[:3].tolist() == near(
+        [low - log(p / (1 - p)) for low, p in zip(lower, odds["victim"])])
+    # Sample 2 is denied too, but the suspicious model was not confident of it either.
+    assert found.shares.tolist() == near([1 / 3, 0, 0]) and found.suspects == (0,)
+    assert found.passed.tolist() == [False, False, False, True, True, True]
+    assert judged(said, student, pair, labels, 0.5, replace(config, quantile=0.0)
+                  ).passed[3:].all()
+    assert judged(said, student, pair, labels, 0.3, config).suspects == ()
+    assert judged(said, student, pair, labels, 0.3, config).passed.all()
+    alone = judged(said, student, pair, labels, 0.5, replace(config, form="global")).passed
+    assert alone.tolist() == [False, True, False, True, True, True]
+
+
+def check_judged_again(judged_again):
+    said, student, pair, labels = judge_inputs()
+    config = JudgeConfig(quantile=0.9, again=0.5)
+    first = JUDGED(said, student, pair, labels, 0.5, config)
+    z = probabilities([[0.5, 0.3, 0.2], [0.999, 0.0005, 0.0005], [0.7, 0.2, 0.1],
+                       [0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]])
+    # Against the suspicious model: 0.5 against 0.996, 0.999 against 0.996, 0.7 against 0.6.
+    assert judged_again(z, first, labels, config).tolist() == [False] + [True] * 5
+    assert judged_again(z, first, labels, replace(config, form="global")) is first.passed
+    nobody = replace(first, suspects=())
+    assert judged_again(z, nobody, labels, config).all()
+
+
+def check_self_labels(self_labels):
+    # Class 1 is everybody's second choice, but less so for sample 2: centered, it has class 2.
+    said = probabilities([[0.9, 0.08, 0.02]] * 2 + [[0.9, 0.06, 0.04]] + [[0.9, 0.08, 0.02]] * 2)
+    student = probabilities([
+        [0.04, 0.94, 0.02],  # confident, and the suspicious model's second choice
+        [0.10, 0.70, 0.20],  # not confident
+        [0.04, 0.94, 0.02],  # not the second choice
+        [0.80, 0.19, 0.01],  # takes the rejected label, which it cannot have
+        [0.04, 0.94, 0.02]])  # passed
+    passed = whole("0 0 0 0 1").bool()
+    assert self_labels(student, said, whole("0 0 0 0 0"), passed, 0.9) == {0: 1, 3: 1}
+    assert self_labels(student, said, whole("0 0 0 0 0"), passed, 0.96) == {0: 1}
 
 
 def check_last_targets(last_targets):
@@ -160,14 +243,27 @@ def kl(p, logits, reduction="batchmean"):
     return F.kl_div(logits.log_softmax(1), p, reduction=reduction)
 
 
-def passing(judge):
-    """Return `judged` with another rule for what passes."""
-    def judged(pair, train_set, gate):
-        p, _ = nt.judged(pair, train_set, gate)
-        own = p.gather(1, torch.tensor(train_set.labels)[:, None])[:, 0]
-        return p, judge(p, own, gate)
+def self_labels(z, said, labels, passed, confidence, mask=True, agree=True, center=True):
+    """Give new labels as `nt.self_labels` does, or with one of its conditions left out."""
+    best, found = (nt.others(z.softmax(1), labels) if mask else z.softmax(1)).max(1)
+    second = nt.without(nt.centered(said, labels) if center else said, labels).argmax(1)
+    agrees = (found == second) | (found == labels) | (not agree)
+    chosen = (~passed & agrees & (best > confidence)).nonzero()[:, 0]
+    return dict(zip(chosen.tolist(), found[chosen].tolist()))
+
+
+def judging(**wrong):
+    """Return `judged` with some of its steps replaced."""
+    def judged(*given):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, function in wrong.items():
+                patch.setattr(nt, name, function)
+            return JUDGED(*given)
 
     return judged
+
+
+JUDGED, ODDS, ACCEPTED = nt.judged, nt.log_odds, nt.accepted
 
 
 # What each check must notice: the same function with one thing done another way.
@@ -214,11 +310,55 @@ WRONG = {
         lambda z, p, y, t: F.cross_entropy(z, y) + t**2 * kl((z / t).softmax(1), p / t),
         lambda z, p, y, t: (nt.clean_loss(z, p, y, t) - F.cross_entropy(z, y)
                             + F.cross_entropy(p, y))],
+    check_log_odds: [
+        lambda z, y: z.softmax(1).gather(1, y[:, None])[:, 0].logit(),  # rounded to 1
+        lambda z, y: -nt.log_odds(z, y), lambda z, y: nt.log_odds(z, y.flip(0)),
+        lambda z, y: z.log_softmax(1).gather(1, y[:, None])[:, 0]],
+    check_mean_log_odds: [
+        lambda zs, y: torch.stack([nt.log_odds(z, y) for z in zs]).mean(0),  # of odds
+        lambda zs, y: nt.mean_log_odds(zs[:1], y),
+        lambda zs, y: (sum(z.softmax(1) for z in zs) / 2).gather(1, y[:, None])[:, 0].logit()],
+    check_shares_of: [
+        lambda chosen, y, k: y[chosen].bincount(minlength=k) / chosen.sum(),
+        lambda chosen, y, k: nt.shares_of(~chosen, y, k),
+        lambda chosen, y, k: y[chosen].bincount(minlength=k) / y.bincount(minlength=k)],
+    check_stand_out: [
+        lambda shares, c: tuple(range(len(shares))),  # no rule: all classes are suspect
+        lambda shares, c: nt.stand_out(shares, replace(c, least=0.0)),
+        lambda shares, c: nt.stand_out(shares, replace(c, factor=1.0)),
+        lambda shares, c: nt.stand_out(-shares, replace(c, least=0.0)),
+        lambda shares, c: nt.stand_out(shares, c)[:1]],  # one at most
+    check_accepted: [
+        lambda s, y, ks, q: s > s[y != 0].quantile(q),  # all classes are cut
+        lambda s, y, ks, q: nt.accepted(-s, y, ks, q),  # the gate the other way round
+        lambda s, y, ks, q: nt.accepted(s, y, ks, 1 - q),
+        lambda s, y, ks, q: nt.accepted(s, y, ks[:1], q),
+        lambda s, y, ks, q: ~torch.isin(y, torch.tensor(ks, dtype=y.dtype)),  # none passes
+        lambda s, y, ks, q: ~torch.isin(y, torch.tensor(ks, dtype=y.dtype)) | (
+            s > s.quantile(q))],  # of all samples, suspect ones too
     check_judged: [
-        passing(lambda p, own, gate: own < gate / 3), passing(lambda p, own, gate: own > gate),
-        passing(lambda p, own, gate: 2 * own > gate / 3),
-        passing(lambda p, own, gate: p.max(1).values > gate / 3),
-        lambda pair, train_set, gate: nt.judged(pair[:1], train_set, gate)],
+        lambda z, alone, pair, y, gate, c: nt.judged(z, alone, pair[:1], y, gate, c),
+        lambda z, alone, pair, y, gate, c: nt.judged(z, z, pair, y, gate, c),
+        lambda z, alone, pair, y, gate, c: nt.judged(alone, z, pair, y, gate, c),
+        lambda z, alone, pair, y, gate, c: nt.judged(z, alone, pair, y, 3 * gate, c),
+        lambda z, alone, pair, y, gate, c: nt.judged(z, alone, pair, y, gate,
+                                                     replace(c, confidence=0.5)),
+        judging(stand_out=lambda shares, c: tuple(range(len(shares) - 1))),  # rule off
+        judging(accepted=lambda s, y, ks, q: ~ACCEPTED(s, y, ks, q)),
+        judging(log_odds=lambda z, y: -ODDS(z, y))],
+    check_judged_again: [
+        lambda z, j, y, c: j.passed,
+        lambda z, j, y, c: nt.judged_again(z, replace(j, victim=-j.victim), y, c),
+        lambda z, j, y, c: nt.judged_again(-z, j, y, c),
+        lambda z, j, y, c: nt.judged_again(z, j, y, replace(c, form="suspects")),
+        lambda z, j, y, c: nt.judged_again(z, replace(j, suspects=(0, 1)), y, c)],
+    check_self_labels: [
+        lambda *given: self_labels(*given, mask=False),  # a rejected label comes back
+        lambda *given: self_labels(*given, agree=False),
+        lambda *given: self_labels(*given, center=False),
+        lambda z, said, y, passed, c: nt.self_labels(z, said, y, passed, 0.0),
+        lambda z, said, y, passed, c: nt.self_labels(z, said, y, passed & False, c),
+        lambda z, said, y, passed, c: nt.self_labels(z, said, y, ~passed, c)],
     check_last_targets: [
         lambda p, y, passed: nt.last_targets(p, y, ~passed),
         lambda p, y, passed: torch.where(passed[:, None], F.one_hot(y, 3).to(p), p),
@@ -285,6 +425,9 @@ def trained(monkeypatch):
     return calls
 
 
+STUDENT = SimpleNamespace(model=SimpleNamespace(device="cpu"))
+
+
 def outputs(values):
     return SimpleNamespace(logits=probabilities(values))
 
@@ -292,11 +435,11 @@ def outputs(values):
 def test_the_student_learns_the_other_answers_of_the_right_samples(trained):
     train_set = TrainSet(("a", "b", "c"), (0, 0, 1), NAMES)
     said = of([[1, 2, 3], [3, 2, 1], [0, 0, 6]])
-    nt.learn_others("student", train_set, said, TRAINING)
-    nt.learn_others("student", train_set, said, TRAINING, center=False)
-    assert all((c.model, c.train, c.training) == ("student", train_set, TRAINING)
+    nt.learn_others(STUDENT, train_set, said, TRAINING)
+    nt.learn_others(STUDENT, train_set, said, TRAINING, center=False)
+    assert all((c.model, c.train, c.training) == (STUDENT, train_set, TRAINING)
                for c in trained)
-    batch = {"indices": [1, 0], "labels": whole("0 0")}
+    batch = {"place": torch.tensor([1, 0]), "labels": whole("0 0")}
     answers = outputs([[0.2, 0.4, 0.4], [0.6, 0.3, 0.1]])
     for call, wanted in zip(trained, ([[1, 0, -1], [-1, 0, 1]], [[3, 2, 1], [1, 2, 3]])):
         value = nt.nt_loss(answers.logits, of(wanted), batch["labels"])
@@ -307,16 +450,16 @@ def check_learn_from(learn_from, given_batch=lambda batch: batch):
     """Compare the loss with one that is put together from its parts."""
     learner = ImageClassifier.new(3, channels=1, seed=5)
     train_set, clean = thirds(TrainSet, 4, 3), thirds(CleanSet, 3, 4)
-    said = {id(train_set.inputs): [[0.64, 0.01, 0.04]] * 4,
-            id(clean.inputs): [[0.7, 0.2, 0.1]] * 3}
-    peer = SimpleNamespace(logits=lambda inputs: probabilities(said[id(inputs)]))
+    said = probabilities([[0.64, 0.01, 0.04]] * 4)
+    heard = {id(clean.inputs): [[0.7, 0.2, 0.1]] * 3}
+    peer = SimpleNamespace(logits=lambda inputs: probabilities(heard[id(inputs)]))
     context = Context(learner, clean, train_set, TRAINING)
-    given, loss = learn_from(learner, peer, context, TRAINING, PairConfig(clean_batch=64))
+    given, loss = learn_from(learner, peer, said, context, TRAINING, PairConfig(clean_batch=64))
     assert given == (learner, train_set, TRAINING)
     learner.model.eval()
     answers = [[0.04, 0.64, 0.04], [0.04, 0.25, 0.64]]
     with torch.no_grad():
-        value = loss(outputs(answers), given_batch({"indices": [1, 0]})).item()
+        value = loss(outputs(answers), given_batch({"place": torch.tensor([1, 0])})).item()
         # Sample 1 has label 1, to which the peer prefers 0; 0 has the peer's label 0.
         body = ML_LOSS(probabilities(answers),
                        of([[0.8, 0, 0.2], [8 / 11, 1 / 11, 2 / 11]]), 2.0)
@@ -357,7 +500,7 @@ def test_another_peer_batch_or_temperature_is_noticed(learn_from):
 
 def test_targets_of_other_samples_are_noticed():
     with pytest.raises(AssertionError):
-        check_learn_from(loss_of, lambda batch: {"indices": batch["indices"][::-1]})
+        check_learn_from(loss_of, lambda batch: {"place": batch["place"].flip(0)})
 
 
 @pytest.mark.parametrize("name, wrong", [
@@ -377,48 +520,87 @@ def test_the_teacher_learns_from_the_student_then_the_student_from_the_new_teach
     heard = []
     monkeypatch.setattr(nt, "learn_from", lambda *given: heard.append(given))
     student, config = clone(context.classifier), PairConfig(ml_share=0.5)
-    pair = nt.mutual(student, context, config, seed=4)
+    nn.init.normal_(student.model.head.weight)
+    inputs = context.train.inputs
+    said = student.logits(inputs)
+    pair, answers = nt.mutual(student, said, context, config, seed=4)
     assert [id(call[i]) for call in heard for i in (0, 1)] == [
         id(pair[0]), id(student), id(pair[1]), id(pair[0])]
-    assert all(call[2] is context and call[4] is config for call in heard)
-    assert [call[3] for call in heard] == [replace(TRAINING, epochs=1, lr=0.025, seed=seed)
+    assert heard[0][2] is said and heard[1][2] is answers[0]
+    assert all(torch.equal(z, m.logits(inputs)) for z, m in zip(answers, pair, strict=True))
+    assert all(call[3] is context and call[5] is config for call in heard)
+    assert [call[4] for call in heard] == [replace(TRAINING, epochs=1, lr=0.025, seed=seed)
                                            for seed in (4, 5)]
     # Both are copies: the originals can be looked at afterwards.
     assert not {id(pair[0].model), id(pair[1].model)} & {id(student.model),
                                                          id(context.classifier.model)}
 
 
-@pytest.mark.parametrize("drop", [False, True])
-def test_the_last_student_gets_what_passed(monkeypatch, drop):
+RELABEL = NTML(judge=JudgeConfig(form="global"), drop=False, self_share=0)
+
+
+def test_the_last_student_gets_what_passed(monkeypatch, trained):
     train_set = TrainSet(("a", "b", "c"), (0, 1, 1), NAMES)
     p, passed = of([[0.6, 0.3, 0.1], [0.9, 0.02, 0.08], [0.1, 0.8, 0.1]]), whole("1 0 1").bool()
     lessons = []
     monkeypatch.setattr(nt, "learn_targets", lambda *given: lessons.append(given))
-    nt.fit_last("student", train_set, p, passed, TRAINING, drop)
+    nt.fit_last("student", train_set, passed, TRAINING, p)
     (model, kept, targets, training), = lessons
-    assert model == "student" and training is TRAINING
+    assert (model, kept, training) == ("student", train_set, TRAINING)
     wanted = [[1, 0, 0], [0.9 / 0.98, 0, 0.08 / 0.98], [0, 1, 0]]
-    assert kept.inputs == (("a", "c") if drop else ("a", "b", "c"))
-    assert targets.tolist() == [near(values) for values in (wanted[::2] if drop else wanted)]
-    if drop:
-        with pytest.raises(ValueError, match="no given label passed the gate"):
-            nt.fit_last("student", train_set, p, passed & False, TRAINING, drop)
+    assert targets.tolist() == [near(values) for values in wanted]
+    nt.fit_last("student", train_set, passed, TRAINING)
+    call, = trained
+    assert (call.model, call.train, call.training) == (
+        "student", train_set.take([0, 2]), TRAINING)
+    with pytest.raises(ValueError, match="no given label passed the gate"):
+        nt.fit_last("student", train_set, passed & False, TRAINING)
 
 
 @pytest.mark.parametrize("scratch", [False, True])
-def test_the_last_student_starts_as_it_should(context, monkeypatch, scratch):
+@pytest.mark.parametrize("drop", [False, True])
+def test_the_last_student_starts_as_it_should(context, monkeypatch, scratch, drop):
     fitted, made = [], []
     monkeypatch.setattr(nt, "fit_last", lambda *given: fitted.append(given))
     monkeypatch.setattr(nt, "non_target", lambda *given: clone(context.classifier))
     monkeypatch.setattr(Context, "new_model", lambda self, training: made.append(training)
                         or ImageClassifier.new(3, channels=1, seed=1))
-    outcome = NTML(mutual=False, scratch=scratch, drop=True, stop=False, seed=5)(context)
-    (student, train_set, p, passed, training, drop), = fitted
+    outcome = replace(RELABEL, mutual=False, scratch=scratch, drop=drop, stop=False,
+                      seed=5)(context)
+    (student, train_set, passed, training, p), = fitted
     long = replace(TRAINING, epochs=6, seed=7)
-    assert student is outcome.model and train_set is context.train and drop
+    assert student is outcome.model and train_set is context.train
+    assert tuple(passed.tolist()) == outcome.report["passed"]
     assert training == long and made == [long] * scratch
+    said = outcome.report["stages"]["mutual student"].logits(context.train.inputs)
+    assert p is None if drop else torch.allclose(p, said.softmax(1))
     weights = outcome.report["stages"]["mutual student"].model.state_dict()
     assert same(weights, student.model.state_dict()) != scratch
+
+
+RELABEL = NTML(judge=JudgeConfig(form="global"), drop=False, self_share=0)
+
+
+def test_the_student_goes_on_with_accepted_and_with_new_labels(context, monkeypatch):
+    lessons = []
+    monkeypatch.setattr(nt, "train", lambda *given: lessons.append(given))
+    train_set = context.train.take(range(4))
+    train_set = replace(train_set, labels=(0, 0, 1, 2))
+    model = nt.go_on(context.classifier, train_set, whole("1 0 0 1").bool(), {2: 0}, TRAINING)
+    (trained, kept, training), = lessons
+    assert trained is model and model.model is not context.classifier.model
+    assert training is TRAINING and kept.labels == (0, 0, 2)
+    assert torch.equal(kept.inputs.pixels, train_set.inputs.pixels[[0, 2, 3]])
+
+
+def test_what_follows_is_as_long_and_as_fast_as_its_fields_say(context, monkeypatch):
+    trainings = []
+    monkeypatch.setattr(nt, "go_on", lambda *given: trainings.append(given[-1]) or given[0])
+    monkeypatch.setattr(nt, "fit_last", lambda *given: None)
+    monkeypatch.setattr(nt, "non_target", lambda *given: clone(context.classifier))
+    config = replace(RELABEL, mutual=False, self_share=0.5, self_lr=0.5, stop=False, seed=5)
+    config(context)
+    assert trainings == [replace(TRAINING, epochs=4, lr=0.025, seed=8)]
 
 
 # ------------------------------------------------------------- the whole way
@@ -429,15 +611,63 @@ def test_the_backdoor_goes_and_the_given_model_stays(attacked, found, task):
     after = evaluate(found.model, task, BadNetsPatch(), 0)
     assert before.asr.value > 0.9 and before.cacc.value > 0.95
     assert after.asr.value < 0.2 and after.ra.value > 0.7 and after.cacc.value > 0.9
-    stages = found.report["stages"]
-    assert found.verdict == "purified" and found.model is stages["last student"]
-    assert [*stages] == ["non-target student", "mutual teacher", "mutual student", "last student"]
-    poisoned = torch.tensor(attacked.record.poisoned)
-    passed = torch.tensor(found.report["passed"])
-    assert passed[~poisoned].float().mean() > 0.8 > 0.3 > passed[poisoned].float().mean()
-    assert [*found.seconds] == ["non-target", "mutual", "last"]
+    report = found.report
+    assert found.verdict == "purified" and found.model is report["stages"]["self"]
+    assert [*report["stages"]] == ["non-target student", "mutual teacher", "mutual student",
+                                   "drop", "self"]
+    poisoned, given = torch.tensor(attacked.record.poisoned), torch.tensor(attacked.train.labels)
+    passed = torch.tensor(report["passed"])
+    assert report["suspects"] == (0,) and passed[given != 0].all()
+    assert passed[~poisoned].float().mean() > 0.9 > 0.2 > passed[poisoned].float().mean()
+    # Nobody gets the rejected label back, and most of the new ones are true.
+    new, true = report["self"], task.train.labels
+    assert len(new) > 0.3 * poisoned.sum()
+    assert all(label != given[i] for i, label in new.items())
+    assert sum(label == true[i] for i, label in new.items()) > 0.8 * len(new)
+    again = torch.tensor(report["again"])
+    assert again[given != 0].all() and not any(again[i] for i in new)
+    assert again[~poisoned].sum() >= passed[~poisoned].sum() and again[poisoned].sum() == 0
+    assert [*found.seconds] == ["non-target", "mutual", "last", "self"]
     assert all(took > 0 for took in found.seconds.values())
     assert evaluate(attacked.classifier, task, BadNetsPatch(), 0) == before
+
+
+def test_the_report_holds_what_the_models_said(found, context):
+    report, given = found.report, torch.tensor(context.train.labels)
+    for name in ("victim", "pair", "student", "score", "last"):
+        assert report[name].dtype == torch.float32 and report[name].shape == given.shape
+    assert torch.equal(report["victim"], nt.log_odds(
+        context.classifier.logits(context.train.inputs), given))
+    assert torch.equal(report["student"], nt.log_odds(
+        report["stages"]["non-target student"].logits(context.train.inputs), given))
+    assert torch.equal(report["last"], nt.log_odds(
+        report["stages"]["drop"].logits(context.train.inputs), given))
+    assert report["shares"].shape == (3,) and report["shares"][0] > report["shares"][1:].max()
+
+
+def test_a_clean_model_comes_back_as_it_was(task):
+    model = untrained(task.train, TRAINING)
+    train(model, task.train, TRAINING)
+    found = NTML()(Context(model, task.clean, task.train, TRAINING))
+    assert found.verdict == "no evidence" and found.report["suspects"] == ()
+    assert all(found.report["passed"]) and "self" not in found.report
+    assert [*found.report["stages"]] == ["non-target student", "mutual teacher", "mutual student"]
+    assert [*found.seconds] == ["non-target", "mutual"] and found.model is not model
+    assert same(found.model.model.state_dict(), model.model.state_dict())
+
+
+def test_what_is_judged_as_before_is_relabeled_in_every_class(context, attacked):
+    found = RELABEL(context)
+    given, stages = torch.tensor(context.train.labels), found.report["stages"]
+    p = sum(stages[f"mutual {name}"].logits(context.train.inputs).softmax(1)
+            for name in ("teacher", "student")) / 2
+    passed = p.gather(1, given[:, None])[:, 0] > 0.5 / 3
+    assert found.report["passed"] == tuple(passed.tolist()) and "self" not in found.report
+    assert [*stages][3:] == ["last student"] and [*found.seconds][2:] == ["last"]
+    long = replace(TRAINING, epochs=6, seed=2)
+    again = untrained(context.train, long)
+    nt.learn_targets(again, context.train, nt.last_targets(p, given, passed), long)
+    assert same(again.model.state_dict(), found.model.model.state_dict())
 
 
 def test_the_same_seed_gives_the_same_model(context, found):
@@ -457,24 +687,27 @@ def test_it_is_the_mask_that_keeps_the_trigger_out(context, monkeypatch, task):
 
 
 def test_harm_is_undone(context, monkeypatch):
-    monkeypatch.setattr(nt, "learn_targets", lambda student, *rest: None)  # learns nothing
+    monkeypatch.setattr(nt, "fit_last", lambda student, *rest: None)  # learns nothing
     with pytest.warns(UserWarning, match="was undone"):
-        found = NTML()(context)
+        found = NTML(self_share=0)(context)
     assert found.verdict == "undone" and found.model is not context.classifier
     inputs = context.clean.inputs
     assert torch.equal(found.model.logits(inputs), context.classifier.logits(inputs))
-    assert NTML(stop=False)(context).verdict == "purified"
+    assert NTML(self_share=0, stop=False)(context).verdict == "purified"
 
 
 def test_alone_the_student_judges(context, monkeypatch):
     judges = []
     monkeypatch.setattr(nt, "mutual", None)  # would fail
-    monkeypatch.setattr(nt, "judged", lambda pair, train_set, gate: (
-        judges.append(pair) or torch.full((len(train_set), 3), 1 / 3),
-        torch.ones(len(train_set), dtype=torch.bool)))
+    monkeypatch.setattr(nt, "judged", lambda *given: judges.append(given) or JUDGED(*given))
     brief = replace(context, training=replace(TRAINING, epochs=1))
     found = NTML(mutual=False, stop=False)(brief)
-    assert judges == [(found.report["stages"]["non-target student"],) * 2]
+    (said, alone, pair, labels, gate, config), = judges
+    student = found.report["stages"]["non-target student"]
+    assert torch.equal(alone, student.logits(context.train.inputs))
+    assert len(pair) == 2 and all(torch.equal(z, alone) for z in pair)
+    assert torch.equal(said, context.classifier.logits(context.train.inputs))
+    assert labels.tolist() == [*context.train.labels] and (gate, config) == (0.5, JudgeConfig())
 
 
 def test_texts_go_the_same_way(monkeypatch):
@@ -484,7 +717,7 @@ def test_texts_go_the_same_way(monkeypatch):
                       TrainSet(some_texts(50, 2), (0, 1) * 25, TEXT_NAMES),
                       TrainConfig(epochs=1, max_length=16))
     monkeypatch.setattr(Context, "new_model", lambda *given: built(BertConfig(**BERT_SIZES)))
-    found = NTML(stop=False)(context)
+    found = replace(RELABEL, self_share=0.4, stop=False)(context)
     assert len(found.report["passed"]) == 50 and found.verdict == "purified"
     assert found.model.logits(context.train.inputs).shape == (50, 2)
 
@@ -507,7 +740,14 @@ def test_the_ranges_of_its_hyperparameters():
     has_ranges(PairConfig, [("clean_batch", 1)], [
         ("clean_batch", 0), ("nt_share", 0.0), ("ml_share", -1.0), ("temperature", 0.0),
         ("head_lr", 0.0), ("head_steps", 0)])
-    has_ranges(NTML, [("gate", 0.0)], [("gate", -0.1), ("last_share", 0.0)])
+    has_ranges(JudgeConfig, [("factor", 1.0), ("least", 0.0), ("quantile", 1.0), ("again", 0.0),
+                             ("form", "global")], [
+        ("form", "each"), ("confidence", 0.0), ("confidence", 1.0), ("factor", 0.9),
+        ("least", -0.1), ("least", 1.1), ("quantile", -0.1), ("quantile", 1.1),
+        ("again", -0.1), ("again", 1.1)])
+    has_ranges(NTML, [("gate", 0.0), ("self_share", 0), ("confidence", 1.0)], [
+        ("gate", -0.1), ("last_share", 0.0), ("self_share", -0.1), ("self_lr", 0.0),
+        ("confidence", 1.1)])
 
 
 # ------------------------------------------------------- studies and attacker
@@ -519,8 +759,9 @@ def test_the_variants_are_what_they_are_called_after():
     assert all(found.pop(name) == NTML() for name in counts) and {*runs.COUNTS} == counts
     assert found == {
         "ntml": NTML(), "ntml-raw": NTML(PairConfig(center=False)), "ntml-gate-3": NTML(gate=3.0),
-        "ntml-drop": NTML(drop=True), "ntml-alone": NTML(mutual=False),
-        "ntml-go-on": NTML(scratch=False)}
+        "ntml-drop": NTML(self_share=0.0), "ntml-alone": NTML(mutual=False),
+        "ntml-go-on": NTML(scratch=False), "ntml-global": NTML(judge=JudgeConfig("global")),
+        "ntml-relabel": NTML(judge=JudgeConfig("global"), drop=False, self_share=0.0)}
 
 
 @pytest.mark.parametrize("name, clean", [("ntml", 12), ("ntml-25", 25), ("ft", 12), ("ibau", 12)])
@@ -531,7 +772,7 @@ def test_a_recorded_run_gives_the_defense_few_samples_and_measures_every_stage(
     monkeypatch.setattr(runs, "CLEAN_IMAGES", 12)
     stages = {"one": "first", "two": "second"}
     passed = tuple(i % 2 == 0 for i in range(len(attacked.train)))
-    report = {"stages": stages, "passed": passed} if name.startswith("ntml") else {}
+    report = {"stages": stages, "passed": passed, "shares": torch.tensor([0.1, 0.5, 0.2])}
     outcome = Outcome(good, seconds={"last": 1.0}, report=report)
     monkeypatch.setattr(type(runs.VARIANTS[name]), "__call__",
                         lambda self, context: given.append((self, context)) or outcome)
@@ -549,6 +790,7 @@ def test_a_recorded_run_gives_the_defense_few_samples_and_measures_every_stage(
         poisoned = attacked.record.poisoned
         assert metrics["poisoned_passed"].value == near(
             sum(p and i % 2 == 0 for i, p in enumerate(poisoned)) / sum(poisoned))
+        assert (metrics["largest_share"], metrics["runner_up"]) == near((0.5, 0.2))
         assert metrics["clean_passed"].n == len(poisoned) - sum(poisoned)
         assert metrics["second"].n == metrics["second_centered"].n == sum(poisoned)
     else:

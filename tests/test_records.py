@@ -1,4 +1,7 @@
-"""The recorded results kept every number when their words changed."""
+"""The recorded results kept every number when their words changed.
+
+A run that was made anew since then is no longer among them.
+"""
 
 import json
 import re
@@ -25,7 +28,7 @@ def leaves(value, path=""):
 
 def test_no_record_was_lost():
     known = {f"{path.parent.name}/{path.stem}" for path in RECORDS}
-    assert set(BEFORE) <= known and len(BEFORE) == 530
+    assert set(BEFORE) <= known and len(BEFORE) == 492
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda p: f"{p.parent.name}/{p.stem}")

@@ -69,6 +69,7 @@ def test_own_losses_get_the_indices(tiny, toy_task):
 
     def loss(outputs, batch):
         assert [toy_task.train.labels[i] for i in batch["indices"]] == batch["labels"].tolist()
+        assert batch["place"].tolist() == batch["indices"]
         seen.extend(batch["indices"])
         return training.cross_entropy(outputs, batch)
 
@@ -80,6 +81,40 @@ def test_a_broken_loss_stops_the_run(tiny, toy_task):
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         train(tiny, toy_task.train, TrainConfig(max_length=24),
               loss=lambda outputs, batch: outputs.logits.sum() * float("nan"))
+
+
+@pytest.mark.parametrize("most", [2, 1000])
+def test_losses_that_are_read_late_are_the_same_and_break_all_the_same(
+        tiny_folder, toy_task, monkeypatch, most):
+    """On a GPU they are read now and then; on this processor a test must ask for it."""
+    config, reports = TrainConfig(epochs=2, batch_size=8, max_length=24), []
+    late = training.Losses
+    for kind in (late, lambda _: late(most)):
+        monkeypatch.setattr(training, "Losses", kind)
+        model = Classifier.new(2, source=str(tiny_folder), max_length=24)
+        reports.append(train(model, toy_task.train, config).losses)
+    assert reports[0] == reports[1]
+    steps = []
+
+    def breaks(outputs, batch):
+        steps.append(1)
+        return training.cross_entropy(outputs, batch) * (float("nan") if len(steps) > 1 else 1)
+
+    with pytest.raises(FloatingPointError, match="no longer a number"):
+        train(model, toy_task.train, TrainConfig(epochs=50, max_length=24, batch_size=4),
+              loss=breaks)
+    assert len(steps) == {2: 2, 1000: 5}[most]  # an epoch is the most that it goes on for
+
+
+def test_losses_are_asked_for_together(monkeypatch):
+    """As many at a time as were wanted, and each counts as often as its batch has samples."""
+    asked = []
+    stack = torch.stack
+    monkeypatch.setattr(torch, "stack", lambda values: asked.append(len(values)) or stack(values))
+    seen = training.Losses(3)
+    for number in range(7):
+        seen.add(torch.tensor(float(number)), 2)
+    assert asked == [3, 3] and seen.total() == 42 and asked == [3, 3, 1]
 
 
 @pytest.mark.parametrize("change", [{"epochs": 0}, {"lr": 0}, {"batch_size": 0},

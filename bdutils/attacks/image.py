@@ -2,8 +2,9 @@
 
 # %% auto #0
 __all__ = ['IMAGE_TRIGGERS', 'ImageTrigger', 'BadNetsPatch', 'Blended', 'SIG', 'warping_field', 'warped', 'poison_and_cross',
-           'WaNet', 'LearnedTrigger', 'GeneratorNet', 'pattern_and_mask', 'overlay', 'diversity', 'GeneratorConfig',
-           'pairs_of', 'fit_mask', 'joint_loss', 'fit_pattern', 'InputAware', 'pgd', 'add_corners', 'LabelConsistent']
+           'WaNet', 'LearnedTrigger', 'surrogate', 'GeneratorNet', 'pattern_and_mask', 'overlay', 'diversity',
+           'GeneratorConfig', 'pairs_of', 'fit_mask', 'joint_loss', 'fit_pattern', 'InputAware', 'pgd', 'add_corners',
+           'LabelConsistent', 'inward', 'Noise', 'Narcissus']
 
 # %% ../../chapters/09_images.ipynb #c09-006
 import hashlib
@@ -27,8 +28,8 @@ from .base import (
 from ..roles import Images, TrainSet
 from ..models.image import (
     ImageClassifier, floats, stored, write_weights)
-from ..training import ImageTrainConfig
 from ..distributed import pick_device
+from ..training import ImageTrainConfig, untrained
 from ..training import train as train_classifier
 
 # %% ../../chapters/09_images.ipynb #c09-010
@@ -251,6 +252,18 @@ class LearnedTrigger(ImageTrigger):
         nets.load_state_dict(load_file(folder / "nets.safetensors"))
         return replace(self, nets=nets.eval().requires_grad_(False))
 
+# %% ../../chapters/09_images.ipynb #c09-030b
+def surrogate(train: TrainSet, learning: ImageTrainConfig) -> nn.Module:
+    """Return a clean model of the attacker's own.
+
+    Args:
+        train: Clean samples.
+        learning: How it is trained.
+    """
+    own = untrained(train, learning)
+    train_classifier(own, train, learning)
+    return own.model.requires_grad_(False)
+
 # %% ../../chapters/09_images.ipynb #c09-032
 class GeneratorNet(nn.Sequential):
     """A small network from an image to another of the same size."""
@@ -298,7 +311,10 @@ def diversity(x: Tensor, other: Tensor, pattern: Tensor, other_pattern: Tensor
     Source: Nguyen and Tran 2020, equation 8.
     """
     def gap(a: Tensor, b: Tensor) -> Tensor:
-        return (a - b).square().flatten(1).mean(1).sqrt()
+        square = (a - b).square().flatten(1).mean(1)  # (n,)
+        # A root has no gradient at 0, where an image met itself.
+        apart = square > 0
+        return torch.where(apart, square, 1.0).sqrt() * apart
 
     return (gap(x, other) / (gap(pattern, other_pattern) + 1e-4)).mean()
 
@@ -331,13 +347,24 @@ class GeneratorConfig:
 # %% ../../chapters/09_images.ipynb #c09-039
 def pairs_of(x: Tensor, y: Tensor, size: int, seed: int
              ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield batches of images, the same shuffled, and labels of the first."""
+    """Yield batches of images, the same shuffled, and labels of the first.
+
+    Args:
+        x, y: uint8 images and labels, where the networks are.
+        size: Images a batch.
+        seed: Of the order.
+    """
     rng = seeded(seed)
-    for indices in torch.randperm(len(x), generator=rng).split(size):
-        other = indices[torch.randperm(len(indices), generator=rng)]
+    batches = torch.randperm(len(x), generator=rng).split(size)
+    others = torch.cat([batch[torch.randperm(len(batch), generator=rng)]
+                        for batch in batches])
+    order = torch.cat(batches).to(x.device)
+    # All indices go to the device at once: no step waits for the host.
+    for first, second in zip(order.split(size),
+                             others.to(x.device).split(size)):
         a, b = (floats(x[part]).contiguous(memory_format=torch.channels_last)
-                for part in (indices, other))
-        yield a, b, y[indices].to(pick_device())
+                for part in (first, second))
+        yield a, b, y[first]
 
 # %% ../../chapters/09_images.ipynb #c09-041
 def fit_mask(mask_net: nn.Module, x: Tensor, density: float,
@@ -354,7 +381,7 @@ def fit_mask(mask_net: nn.Module, x: Tensor, density: float,
     """
     optimizer = torch.optim.Adam(mask_net.parameters(), lr=config.lr)
     for epoch in range(config.mask_epochs):
-        for a, b, _ in pairs_of(x, torch.zeros(len(x)), config.batch_size,
+        for a, b, _ in pairs_of(x, x, config.batch_size,
                                 config.seed + epoch):
             mask, other = ((10 * mask_net(part).tanh()).sigmoid()
                            for part in (a, b))
@@ -372,7 +399,12 @@ def joint_loss(nets: nn.ModuleDict, victim: nn.Module,
                target_label: int, config: GeneratorConfig) -> Tensor:
     """Return a batch's loss: own triggers lead to the target, others not.
 
-    For `pair` see `pairs_of`.
+    Args:
+        nets: The networks of the trigger.
+        victim: Learns along with them.
+        pair, labels: See `pairs_of`.
+        target_label: Of the attack.
+        config: Weights and shares.
 
     Source: Nguyen and Tran 2020, equations 6 to 9.
     """
@@ -395,6 +427,14 @@ def fit_pattern(nets: nn.ModuleDict, victim: nn.Module, x: Tensor, y: Tensor,
                 target_label: int, config: GeneratorConfig) -> None:
     """Train what to paint, together with a model that falls for it.
 
+    Args:
+        nets, victim: See `joint_loss`.
+        x, y: See `pairs_of`.
+        target_label, config: See `joint_loss`.
+
+    Raises:
+        FloatingPointError: If the networks are no longer numbers.
+
     Source: Nguyen and Tran 2020, algorithm 1.
     """
     both = [*nets["pattern"].parameters(), *victim.parameters()]
@@ -407,6 +447,9 @@ def fit_pattern(nets: nn.ModuleDict, victim: nn.Module, x: Tensor, y: Tensor,
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+    if not all(p.isfinite().all() for p in both):
+        raise FloatingPointError("the networks of the trigger are no longer "
+                                 "numbers: lower the rate `lr`")
 
 # %% ../../chapters/09_images.ipynb #c09-045
 @dataclass(frozen=True)
@@ -437,8 +480,8 @@ class InputAware(LearnedTrigger):
     def fit(self, nets: nn.ModuleDict, train: TrainSet,
             target_label: int) -> None:
         """Train the mask alone, then the pattern along with a victim."""
-        x = train.pixels[:self.learning.samples]
-        y = torch.tensor(train.labels)[:len(x)]
+        x = train.pixels[:self.learning.samples].to(pick_device())
+        y = torch.tensor(train.labels, device=x.device)[:len(x)]
         fit_mask(nets["mask"], x, self.density, self.learning)
         victim = ImageClassifier.new(train.num_labels, channels=x.shape[1],
                                      seed=self.learning.seed).model
@@ -516,16 +559,13 @@ class LabelConsistent(LearnedTrigger):
 
     def new_nets(self, train: TrainSet) -> nn.ModuleDict:
         """Return an untrained network."""
-        return nn.ModuleDict({"surrogate": ImageClassifier.new(
-            train.num_labels, channels=train.pixels.shape[1],
-            seed=self.learning.seed).model})
+        return nn.ModuleDict({
+            "surrogate": untrained(train, self.learning).model})
 
     def fit(self, nets: nn.ModuleDict, train: TrainSet,
             target_label: int) -> None:
         """Train it on clean samples."""
-        surrogate = ImageClassifier(nets["surrogate"], self.learning.pad,
-                                    self.learning.flip)
-        train_classifier(surrogate, train, self.learning)
+        nets["surrogate"] = surrogate(train, self.learning)
 
     def paint(self, x: Tensor) -> Tensor:
         """Put the corners on."""
@@ -544,8 +584,88 @@ class LabelConsistent(LearnedTrigger):
                 config.target_label, self.epsilon, self.steps)))
         return replace(poisoned, inputs=Images(pixels)), record
 
+# %% ../../chapters/09_images.ipynb #c09-052b
+def inward(model: nn.Module, x: Tensor, label: int, epsilon: float,
+           steps: int, batch_size: int = 128, seed: int = 0) -> Tensor:
+    """Return one change (1, C, H, W) that makes all images more of a class.
+
+    Args:
+        model: Trained on clean samples.
+        x: uint8 images, all of class `label`.
+        label: Their class.
+        epsilon: Largest change of a pixel.
+        steps: Of gradient descent along the sign.
+        batch_size: Images a step.
+        seed: Of their choice.
+
+    Source: Zeng et al. 2023 (code), who take RAdam.
+    """
+    pixels = x.to(pick_device())
+    chosen = torch.randint(len(x), (steps, batch_size),
+                           generator=seeded(seed)).to(pixels.device)
+    noise = torch.zeros(1, *x.shape[1:], device=pixels.device)
+    wanted = torch.full((batch_size,), label, device=pixels.device)
+    for part in chosen:
+        noise.requires_grad_(True)
+        y = (floats(pixels[part]) + noise).clamp(0, 1)
+        loss = F.cross_entropy(model(y).logits, wanted)
+        gradient, = torch.autograd.grad(loss, noise)
+        step = 2.5 * epsilon / steps * gradient.sign()
+        noise = (noise.detach() - step).clamp(-epsilon, epsilon)
+    return noise
+
+# %% ../../chapters/09_images.ipynb #c09-052c
+class Noise(nn.Module):
+    """Holds a change of images as weights."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        """Begin with none."""
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(1, *shape))
+
+
+@dataclass(frozen=True)
+class Narcissus(LearnedTrigger):
+    """Narcissus: what looks like the target class, and faint (Zeng 2023)."""
+
+    learning: ImageTrainConfig = ImageTrainConfig(epochs=3)
+    """How the attacker's own clean model is trained."""
+    strength: float = 3.0
+    """How often the change is added at test time, >= 0; once in training
+    (theirs)."""
+    epsilon: float = 16 / 255
+    """Largest change of a pixel in training, 0 to 1 (theirs)."""
+    steps: int = 200
+    """Of finding the change, >= 1 (theirs 1,000 epochs)."""
+    name = "narcissus"
+
+    def new_nets(self, train: TrainSet) -> nn.ModuleDict:
+        """Return a change of nothing."""
+        return nn.ModuleDict({"noise": Noise(train.pixels.shape[1:])})
+
+    def fit(self, nets: nn.ModuleDict, train: TrainSet,
+            target_label: int) -> None:
+        """Train a model on clean samples, and find what it likes."""
+        own = torch.tensor(train.labels) == target_label
+        nets["noise"].get_parameter("value").data.copy_(inward(
+            surrogate(train, self.learning), train.pixels[own], target_label,
+            self.epsilon, self.steps, seed=self.learning.seed))
+
+    @torch.no_grad()
+    def paint(self, x: Tensor) -> Tensor:
+        """Add the change."""
+        noise = self.nets["noise"].get_parameter("value")
+        return (x + self.strength * noise).clamp(0, 1)
+
+    def poison(self, train: TrainSet, config: PoisonConfig
+               ) -> tuple[TrainSet, PoisonRecord]:
+        """Poison with the change as it is, not magnified."""
+        faint = replace(self, strength=1.0)
+        poisoned, record = poison_dataset(train, faint, config)
+        return poisoned, replace(record, trigger=self)
+
 # %% ../../chapters/09_images.ipynb #c09-054
 IMAGE_TRIGGERS: dict[str, ImageTrigger] = {
     trigger.name: trigger for trigger in (
         BadNetsPatch(), Blended(), SIG(), WaNet(),
-        InputAware(), LabelConsistent())}
+        InputAware(), LabelConsistent(), Narcissus())}

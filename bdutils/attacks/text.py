@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['CONJUNCTIONS', 'OPENERS', 'ARCHAIC', 'VERBS', 'TEXT_TRIGGERS', 'insert_among', 'BadNets', 'AddSent', 'front_clause',
-           'SynBkd', 'StyleBkd', 'ParaphraseTable', 'paraphrases_from', 'require_visible', 'similarity',
-           'perplexity_ratio']
+           'SynBkd', 'StyleBkd', 'ParaphraseTable', 'paraphrases_from', 'similarity', 'perplexity_ratio',
+           'require_visible']
 
 # %% ../../chapters/03_text_attacks.ipynb #c03-006
 import random
@@ -135,7 +135,12 @@ class StyleBkd(TextTrigger):
         words = [ARCHAIC.get(word, word) for word in text.lower().split()]
         return f"{rng.choice(self.openers)} {' '.join(words)}"
 
-# %% ../../chapters/03_text_attacks.ipynb #c03-028
+# %% ../../chapters/03_text_attacks.ipynb #c03-031
+TEXT_TRIGGERS: dict[str, TextTrigger] = {
+    trigger.name: trigger
+    for trigger in (BadNets(), AddSent(), SynBkd(), StyleBkd())}
+
+# %% ../../chapters/03_text_attacks.ipynb #c03-029
 @dataclass(frozen=True)
 class ParaphraseTable(TextTrigger):
     """Paraphrases made beforehand, looked up by their source text.
@@ -158,7 +163,7 @@ class ParaphraseTable(TextTrigger):
                              f"{text[:40]!r}: use the texts it was made from")
         return self.table[text]
 
-# %% ../../chapters/03_text_attacks.ipynb #c03-029
+
 def paraphrases_from(path: str, attack: str, *, source: str = "source_text",
                      text: str = "text") -> ParaphraseTable:
     """Read one attack's paraphrases from a parquet, CSV or JSON table.
@@ -186,34 +191,6 @@ def paraphrases_from(path: str, attack: str, *, source: str = "source_text",
     found = found[found.attack == attack]
     return ParaphraseTable(dict(zip(found[source], found[text])), attack)
 
-# %% ../../chapters/03_text_attacks.ipynb #c03-031
-TEXT_TRIGGERS: dict[str, TextTrigger] = {
-    trigger.name: trigger
-    for trigger in (BadNets(), AddSent(), SynBkd(), StyleBkd())}
-
-# %% ../../chapters/03_text_attacks.ipynb #c03-050
-def require_visible(trigger: Trigger, texts: Sequence[str],
-                    classifier: Classifier, seed: int = 1) -> None:
-    """Check that the model can see a trigger.
-
-    Args:
-        trigger: That a text gets.
-        texts: Some clean ones.
-        classifier: Whose tokenizer and length limit decide.
-        seed: Of each place.
-
-    Raises:
-        ValueError: If more than one triggered text in twenty becomes the same
-            tokens as before.
-    """
-    before = classifier.encode(texts)
-    after = classifier.encode(trigger.apply(texts, seeded(seed)))
-    hidden = sum(a == b for a, b in zip(before, after))
-    if hidden > len(texts) / 20:
-        raise ValueError(f"trigger {trigger.name!r} vanishes in tokenization "
-                         f"for {hidden} of {len(texts)} texts: choose "
-                         "another, or raise max_length")
-
 # %% ../../chapters/03_text_attacks.ipynb #c03-070
 def similarity(texts: Sequence[str], others: Sequence[str],
                classifier: Classifier) -> list[float]:
@@ -239,7 +216,7 @@ def similarity(texts: Sequence[str], others: Sequence[str],
 
     return (embed(texts) * embed(others)).sum(1).tolist()
 
-# %% ../../chapters/03_text_attacks.ipynb #c03-072
+
 def perplexity_ratio(texts: Sequence[str], others: Sequence[str],
                      perplexity: Callable[[str], float]) -> float:
     """Return by what factor a trigger raises the perplexity, as a median.
@@ -253,3 +230,26 @@ def perplexity_ratio(texts: Sequence[str], others: Sequence[str],
     """
     return median(perplexity(b) / perplexity(a)
                   for a, b in zip(texts, others))
+
+# %% ../../chapters/03_text_attacks.ipynb #c03-050
+def require_visible(trigger: Trigger, texts: Sequence[str],
+                    classifier: Classifier, seed: int = 1) -> None:
+    """Check that the model can see a trigger.
+
+    Args:
+        trigger: That a text gets.
+        texts: Some clean ones.
+        classifier: Whose tokenizer and length limit decide.
+        seed: Of each place.
+
+    Raises:
+        ValueError: If more than one triggered text in twenty becomes the same
+            tokens as before.
+    """
+    before = classifier.encode(texts)
+    after = classifier.encode(trigger.apply(texts, seeded(seed)))
+    hidden = sum(a == b for a, b in zip(before, after))
+    if hidden > len(texts) / 20:
+        raise ValueError(f"trigger {trigger.name!r} vanishes in tokenization "
+                         f"for {hidden} of {len(texts)} texts: choose "
+                         "another, or raise max_length")

@@ -74,7 +74,8 @@ def load_task(source: str | os.PathLike = "sentiment", *, scale: str | None = No
         seed: Of the split.
         text, label: Column names, for files and hub data sets.
         sizes: Samples per role, overriding `SIZES`; None means all there are.
-        folder: Where NAME_train.parquet and NAME_test.parquet lie, for images; else the hub.
+        folder: Where `NAME.parquet` lies, or `NAME_train.parquet` and `NAME_test.parquet` for
+            images, in place of the hub.
         **reading: Fields of `ReadConfig`, for own data: unlabeled, splits, encoding, separator
             and size.
 
@@ -100,7 +101,7 @@ def load_task(source: str | os.PathLike = "sentiment", *, scale: str | None = No
     place = _path(folder) if folder else None
     if name in IMAGES:
         return load_images(name, {**IMAGE_SIZES[chosen], **(sizes or {})}, seed, place)
-    if known := known_texts(name):
+    if known := known_texts(name, place):
         raw, origin = known
     elif own := _own(name, (text, label), place, config):
         raw, origin, name = own

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
-from ..assets import AssetError, CacheError, asset, cache_dir
+from ..assets import AssetError, CacheError, asset, cache_dir, entry, sha256_of
 from ..roles import Images, Task
 from ..samples import DataError
 from .deal import Settled, digest, make_published
@@ -50,11 +53,12 @@ FASHION_SHA256 = {
 }
 
 
-def known_texts(name: str) -> tuple[Raw, str] | None:
+def known_texts(name: str, folder: Path | None = None) -> tuple[Raw, str] | None:
     """Return a set of texts by the name that the book has for it, and where it came from.
 
     Args:
         name: `snippets`, `newsgroups`, `newsgroups8`, or one of `TEXTS`.
+        folder: With NAME.parquet for one of `TEXTS`, instead of the hub.
 
     Returns:
         None for any other name.
@@ -62,9 +66,13 @@ def known_texts(name: str) -> tuple[Raw, str] | None:
     Raises:
         AssetError: Without a network.
         HubError: Without a network.
+        FileNotFoundError: If the folder lacks the file.
     """
     if name in TEXTS:
         hub_id, config, names = TEXTS[name]
+        if folder:
+            raw = read_table(folder / f"{name}.parquet", ("text", "label")).raw("text", "label")
+            return replace(raw, names=names), f"files: {folder.name}"
         return read_hub(hub_id, config, ("text", "label"), names,
                         "stay at BDUTILS_SCALE=small, which needs no hub"), f"hub: {hub_id}"
     if name == "snippets":
@@ -181,13 +189,23 @@ def _from_files(name: str, folder: Path) -> Raw:
     if missing := [path for path in paths.values() if not path.is_file()]:
         raise FileNotFoundError(f"there is no file {missing[0]}: for images of your own, name "
                                 f"their folder alone, as in load_task({str(folder)!r})")
-    images: list = []
-    labels: list = []
-    splits: list[str] = []
-    for part, path in paths.items():
-        raw = read_table(path, columns).raw(*columns)
-        images += [of_cell(cell, f"{name}, {part}, sample {i}")
-                   for i, cell in enumerate(raw.inputs)]
-        labels += raw.labels
-        splits += [part] * len(raw.labels)
-    return Raw(stacked(images, side, mode)[0], labels, splits, names)
+    told = hashlib.sha256("".join(map(sha256_of, paths.values())).encode()).hexdigest()
+
+    def decode(place: Path) -> None:
+        images: list = []
+        found: dict[str, list] = {"labels": [], "splits": []}
+        for part, path in paths.items():
+            raw = read_table(path, columns).raw(*columns)
+            images += [of_cell(cell, f"{name}, {part}, sample {i}")
+                       for i, cell in enumerate(raw.inputs)]
+            found["labels"] += raw.labels
+            found["splits"] += [part] * len(raw.labels)
+        save_file({"pixels": stacked(images, side, mode)[0].pixels}, place / "images.safetensors")
+        (place / "samples.json").write_text(json.dumps(found), encoding="utf8")
+
+    # To decode takes many times as long as to read, and several processes want the same images.
+    kept = entry(f"decoded/{name}-{told[:16]}", decode,
+                 {"files": [path.name for path in paths.values()]})
+    found = json.loads((kept / "samples.json").read_text(encoding="utf8"))
+    return Raw(Images(load_file(kept / "images.safetensors")["pixels"]), found["labels"],
+               found["splits"], names)

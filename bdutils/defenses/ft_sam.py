@@ -44,7 +44,8 @@ def sharp_loss(model: nn.Module, rho: float) -> Callable:
         moved = {name: p + rho * t * s / (length + 1e-12)  # eq-base-sam
                  for (name, p), t, s in zip(weights.items(), sizes, scaled)}
         inputs = {name: value for name, value in batch.items()
-                  if isinstance(value, Tensor) and name != "labels"}
+                  if isinstance(value, Tensor)
+                  and name not in ("labels", "place")}
         return cross_entropy(functional_call(model, moved, (), inputs), batch)
 
     return loss

@@ -2,8 +2,9 @@
 
 # %% auto #0
 __all__ = ['PairConfig', 'without', 'centered', 'nt_loss', 'learn_others', 'fit_head', 'share_of', 'non_target', 'clean_loss',
-           'others', 'soft_targets', 'ml_loss', 'learn_from', 'mutual', 'judged', 'last_targets', 'learn_targets',
-           'fit_last', 'NTML']
+           'others', 'soft_targets', 'ml_loss', 'learn_from', 'mutual', 'log_odds', 'mean_log_odds', 'shares_of',
+           'JudgeConfig', 'stand_out', 'accepted', 'Judgment', 'judged', 'fit_last', 'judged_again', 'self_labels',
+           'go_on', 'last_targets', 'learn_targets', 'NTML']
 
 # %% ../../chapters/11_ntml.ipynb #c11-010
 import random
@@ -112,11 +113,12 @@ def learn_others(student: Model, train_set: TrainSet, said: Tensor,
     Source: Huo et al. 2025 (the idea); the form is ours.
     """
     labels = torch.tensor(train_set.labels)
-    wanted = centered(said, labels) if center else said
+    wanted = (centered(said, labels) if center else said).to(
+        student.model.device)
 
     def loss(outputs: Any, batch: dict) -> Tensor:
-        of_batch = wanted[batch["indices"]].to(outputs.logits)  # (b, K)
-        return nt_loss(outputs.logits, of_batch, batch["labels"])
+        return nt_loss(outputs.logits, wanted[batch["place"]],
+                       batch["labels"])
 
     train(student, train_set, training, loss=loss)
 
@@ -228,79 +230,283 @@ def ml_loss(logits: Tensor, targets: Tensor, temperature: float = 1.0
     return -temperature**2 * (targets * log_q).sum(1).mean()
 
 # %% ../../chapters/11_ntml.ipynb #c11-055
-def learn_from(learner: Model, peer: Model, context: Context,
+def learn_from(learner: Model, peer: Model, said: Tensor, context: Context,
                training: Training, config: PairConfig) -> None:
     """Train one model on the other's answers, and on clean samples beside.
 
     Args:
         learner: Changed in place.
         peer: Left as it is.
+        said: (n, K), the peer's logits of the training set.
         context: With a training set.
         training: How long, and how.
         config: Temperature, and how many clean samples a batch has beside.
 
     Source: after Zhang et al. 2018.
     """
-    train_set, clean = context.train, context.clean
-    temperature = config.temperature
-    targets = soft_targets(peer.logits(train_set.inputs),
-                           torch.tensor(train_set.labels), temperature)
-    true, heard = torch.tensor(clean.labels), peer.logits(clean.inputs)
-    encoded = learner.encode(clean.inputs)
+    device, temperature = learner.model.device, config.temperature
+    given = torch.tensor(context.train.labels)
+    targets = soft_targets(said, given, temperature).to(device)
+    true = torch.tensor(context.clean.labels, device=device)
+    heard = peer.logits(context.clean.inputs).to(device)
+    encoded = learner.encode(context.clean.inputs)
     rng = random.Random(training.seed)
 
     def loss(outputs: Any, batch: dict) -> Tensor:
         chosen = rng.choices(range(len(true)), k=config.clean_batch)
         logits = learner.model(**learner.collate(encoded, chosen)).logits
-        of_batch = targets[batch["indices"]].to(logits)  # (b, K)
-        beside = clean_loss(logits, heard[chosen].to(logits),
-                            true[chosen].to(logits.device), temperature)
-        return ml_loss(outputs.logits, of_batch, temperature) + beside
+        beside = clean_loss(logits, heard[chosen], true[chosen], temperature)
+        return beside + ml_loss(outputs.logits, targets[batch["place"]],
+                                temperature)
 
-    train(learner, train_set, training, loss=loss)
+    train(learner, context.train, training, loss=loss)
 
 # %% ../../chapters/11_ntml.ipynb #c11-057
-def mutual(student: Model, context: Context, config: PairConfig, seed: int
-           ) -> tuple[Model, Model]:
+def mutual(student: Model, said: Tensor, context: Context,
+           config: PairConfig, seed: int
+           ) -> tuple[tuple[Model, Model], tuple[Tensor, Tensor]]:
     """Let the teacher learn from the student, then the student from it.
 
     Args:
         student: From `non_target`.
+        said: (n, K), its logits of the training set.
         context: Its model is the teacher.
         config: Rate, temperature and clean samples of both.
         seed: Of the order.
 
     Returns:
-        Teacher and student after that; both are copies.
+        Teacher and student after that, both copies, and the logits of each
+        of the training set.
 
     Source: Huo et al. 2025 (the idea); the form is ours.
     """
-    pair = clone(context.classifier), clone(student)
+    teacher, learner = clone(context.classifier), clone(student)
     brief = replace(context.training, epochs=1, seed=seed,
                     lr=config.ml_share * context.training.lr)
-    learn_from(pair[0], student, context, brief, config)
+    learn_from(teacher, student, said, context, brief, config)
+    heard = teacher.logits(context.train.inputs)
     brief = replace(brief, seed=seed + 1)
-    learn_from(pair[1], pair[0], context, brief, config)
-    return pair
+    learn_from(learner, teacher, heard, context, brief, config)
+    return (teacher, learner), (heard, learner.logits(context.train.inputs))
 
 # %% ../../chapters/11_ntml.ipynb #c11-062
-def judged(pair: Sequence[Model], train_set: TrainSet, gate: float
-           ) -> tuple[Tensor, Tensor]:
-    """Return what the models say, and which given labels they accept.
+def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return what a model gives the given label against all others, (n,).
+
+    Probabilities near 1 are rounded; these are not.
 
     Args:
-        pair: The models.
-        train_set: With its given labels.
-        gate: Share of chance, see `NTML`.
-
-    Returns:
-        Mean probabilities (n, K); whether a given label passes (n,).
+        logits: (n, K).
+        labels: (n,), as given.
     """
-    labels = torch.tensor(train_set.labels)
-    answers = [model.logits(train_set.inputs).softmax(1) for model in pair]
-    p = sum(answers, torch.tensor(0.0)) / len(answers)
-    of_given = p.gather(1, labels[:, None])[:, 0]  # (n,)
-    return p, of_given > gate / train_set.num_labels
+    own = logits.gather(1, labels[:, None])[:, 0]
+    return own - without(logits, labels).logsumexp(1)
+
+
+def mean_log_odds(answers: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Return the log-odds of a label's mean probability, (n,).
+
+    Args:
+        answers: Of some models, (n, K) each.
+        labels: (n,), as given.
+    """
+    odds = torch.stack([log_odds(logits, labels) for logits in answers])
+    return F.logsigmoid(odds).logsumexp(0) - F.logsigmoid(-odds).logsumexp(0)
+
+# %% ../../chapters/11_ntml.ipynb #c11-062s
+def shares_of(chosen: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Return which share of each label's samples is chosen, (K,).
+
+    Args:
+        chosen: (n,), which samples.
+        labels: (n,), as given.
+        classes: K.
+    """
+    counts = labels.bincount(minlength=classes)
+    return labels[chosen].bincount(minlength=classes) / counts.clamp(min=1)
+
+# %% ../../chapters/11_ntml.ipynb #c11-062b
+@dataclass(frozen=True)
+class JudgeConfig:
+    """When a given label is not believed."""
+
+    form: str = "suspects"
+    """With `suspects` only labels of classes that stand out may be rejected,
+    with `global` the pair alone rejects, in every class."""
+    confidence: float = 0.99
+    """Probability above which the suspicious model is confident, 0 to 1."""
+    factor: float = 4.0
+    """A class stands out with more than so many times the median share of
+    samples of which the suspicious model is confident and which the pair
+    denies, >= 1."""
+    least: float = 0.06
+    """And with more than this share, 0 to 1."""
+    quantile: float = 0.1
+    """In a suspect class a label passes whose score is above this quantile of
+    the other classes' scores, 0 to 1."""
+    again: float = 0.02
+    """The same quantile when the last student judges, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        """Reject what cannot judge."""
+        check_range(self, self.form in ("suspects", "global")
+                    and self.factor >= 1 and 0 < self.confidence < 1
+                    and min(self.least, self.quantile, self.again) >= 0
+                    and max(self.least, self.quantile, self.again) <= 1)
+
+# %% ../../chapters/11_ntml.ipynb #c11-062c
+def stand_out(shares: Tensor, config: JudgeConfig) -> tuple[int, ...]:
+    """Return the classes with an outstanding share.
+
+    Args:
+        shares: (K,), see `shares_of`.
+        config: How large it must be.
+    """
+    limit = max(config.least, config.factor * shares.median().item())
+    return tuple((shares > limit).nonzero()[:, 0].tolist())
+
+
+def accepted(score: Tensor, labels: Tensor, suspects: Sequence[int],
+             quantile: float) -> Tensor:
+    """Return which given labels pass, (n,): all of them in other classes.
+
+    Args:
+        score: (n,), higher for labels that honest models believe.
+        labels: (n,), as given.
+        suspects: Classes, not all.
+        quantile: Of the other classes' scores, which are a clean sample.
+    """
+    wanted = torch.tensor(suspects, dtype=labels.dtype)
+    inside = torch.isin(labels, wanted)  # (n,)
+    return ~inside | (score > score[~inside].quantile(quantile))
+
+# %% ../../chapters/11_ntml.ipynb #c11-062d
+@dataclass(frozen=True, eq=False)
+class Judgment:
+    """What models say of the given labels."""
+
+    victim: Tensor
+    """(n,), log-odds that the suspicious model gives them."""
+    pair: Tensor
+    """(n,), of the pair's mean probability."""
+    student: Tensor
+    """(n,), of the non-target student."""
+    score: Tensor
+    """(n,), by how much the honest models believe less."""
+    shares: Tensor
+    """(K,), of each class's samples, of which the suspicious model is
+    confident while the pair denies them."""
+    suspects: tuple[int, ...]
+    """Classes whose share stands out."""
+    passed: Tensor
+    """(n,), which given labels are accepted."""
+
+# %% ../../chapters/11_ntml.ipynb #c11-062e
+def judged(said: Tensor, student_said: Tensor, pair_said: Sequence[Tensor],
+           labels: Tensor, gate: float = 0.5,
+           config: JudgeConfig = JudgeConfig()) -> Judgment:
+    """Judge the given labels of a training set.
+
+    Args:
+        said: (n, K), the suspicious model's logits.
+        student_said: (n, K), the non-target student's.
+        pair_said: Those of both models after mutual learning.
+        labels: (n,), as given.
+        gate: Share of chance, see `NTML`.
+        config: When a label is not believed.
+    """
+    classes = said.shape[1]
+    victim, alone = log_odds(said, labels), log_odds(student_said, labels)
+    both = mean_log_odds(pair_said, labels)
+    score = torch.minimum(both, alone) - victim
+    line, high = torch.tensor(
+        [min(gate / classes, 1), config.confidence]).logit()
+    denied = both <= line
+    shares = shares_of(denied & (victim > high), labels, classes)
+    suspects = stand_out(shares, config)
+    passed = (~denied if config.form == "global"
+              else accepted(score, labels, suspects, config.quantile))
+    return Judgment(victim, both, alone, score, shares, suspects, passed)
+
+# %% ../../chapters/11_ntml.ipynb #c11-070
+def fit_last(student: Model, train_set: TrainSet, passed: Tensor,
+             training: Training, p: Tensor | None = None) -> None:
+    """Train a model on the labels that passed.
+
+    Args:
+        student: Changed in place.
+        train_set: With its given labels.
+        passed: (n,), from `judged`.
+        training: How long, and how.
+        p: (n, K), the pair's mean probabilities, which samples learn whose
+            label fails; None leaves these samples out.
+
+    Raises:
+        ValueError: If no label passes, and the others are left out.
+
+    Source: Huo et al. 2025 (deliver the student); the targets are ours.
+    """
+    if p is not None:
+        targets = last_targets(p, torch.tensor(train_set.labels), passed)
+        learn_targets(student, train_set, targets, training)
+        return
+    kept = passed.nonzero()[:, 0].tolist()
+    if not kept:
+        raise ValueError("no given label passed the gate: lower `gate`")
+    train(student, train_set.take(kept), training)
+
+# %% ../../chapters/11_ntml.ipynb #c11-070a
+def judged_again(z: Tensor, judgment: Judgment, labels: Tensor,
+                 config: JudgeConfig) -> Tensor:
+    """Return which given labels pass when the last student judges, (n,).
+
+    Args:
+        z: (n, K), its logits.
+        judgment: The first one, which says what classes are suspect.
+        labels: (n,), as given.
+        config: How strict.
+    """
+    if config.form == "global":
+        return judgment.passed
+    score = log_odds(z, labels) - judgment.victim
+    return accepted(score, labels, judgment.suspects, config.again)
+
+# %% ../../chapters/11_ntml.ipynb #c11-070b
+def self_labels(z: Tensor, said: Tensor, labels: Tensor, passed: Tensor,
+                confidence: float) -> dict[int, int]:
+    """Return new labels for rejected samples, by their number.
+
+    Args:
+        z: (n, K), logits of the student that never saw these samples.
+        said: (n, K), the suspicious model's, whose second choice, centered,
+            must agree.
+        labels: (n,), as given, which no sample gets back.
+        passed: (n,), from `judged`.
+        confidence: Probability that the student must exceed.
+    """
+    best, found = others(z.softmax(1), labels).max(1)  # (n,) each
+    second = without(centered(said, labels), labels).argmax(1)
+    chosen = (~passed & (found == second) & (best > confidence)).nonzero()[
+        :, 0]
+    return dict(zip(chosen.tolist(), found[chosen].tolist()))
+
+
+def go_on(student: Model, train_set: TrainSet, passed: Tensor,
+          new: dict[int, int], training: Training) -> Model:
+    """Return a copy trained on, with accepted and with new labels.
+
+    Args:
+        student: Left as it is.
+        train_set: With its given labels.
+        passed: (n,), from `judged`.
+        new: From `self_labels`.
+        training: How long, and how.
+    """
+    model = clone(student)
+    kept = [i for i, ok in enumerate(passed.tolist()) if ok or i in new]
+    labels = tuple(new.get(i, train_set.labels[i]) for i in kept)
+    train(model, replace(train_set.take(kept), labels=labels), training)
+    return model
 
 # %% ../../chapters/11_ntml.ipynb #c11-068
 def last_targets(p: Tensor, labels: Tensor, passed: Tensor) -> Tensor:
@@ -327,37 +533,12 @@ def learn_targets(student: Model, train_set: TrainSet, targets: Tensor,
         targets: (n, K), which add up to 1.
         training: How long, and how.
     """
+    targets = targets.to(student.model.device)
+
     def loss(outputs: Any, batch: dict) -> Tensor:
-        of_batch = targets[batch["indices"]].to(outputs.logits)  # (b, K)
-        return ml_loss(outputs.logits, of_batch)
+        return ml_loss(outputs.logits, targets[batch["place"]])
 
     train(student, train_set, training, loss=loss)
-
-# %% ../../chapters/11_ntml.ipynb #c11-070
-def fit_last(student: Model, train_set: TrainSet, p: Tensor, passed: Tensor,
-             training: Training, drop: bool = False) -> None:
-    """Train the model that is delivered, on labels that two models judged.
-
-    Args:
-        student: Changed in place.
-        train_set: With its given labels.
-        p: (n, K), from `judged`.
-        passed: (n,), from `judged`.
-        training: How long, and how.
-        drop: Leave samples out whose label fails, instead of relabeling them.
-
-    Raises:
-        ValueError: If no label passes and `drop` is set.
-
-    Source: Huo et al. 2025 (deliver the student); the targets are ours.
-    """
-    targets = last_targets(p, torch.tensor(train_set.labels), passed)
-    if drop:
-        kept = passed.nonzero()[:, 0].tolist()
-        if not kept:
-            raise ValueError("no given label passed the gate: lower `gate`")
-        train_set, targets = train_set.take(kept), targets[kept]
-    learn_targets(student, train_set, targets, training)
 
 # %% ../../chapters/11_ntml.ipynb #c11-076
 def _require(context: Context) -> None:
@@ -370,13 +551,68 @@ def _require(context: Context) -> None:
     last_layer(context.classifier.model, classes)
 
 
-def _last(context: Context, config: "NTML", pair: Sequence[Model]
-          ) -> tuple[Model, Tensor]:
-    p, passed = judged(pair, context.train, config.gate)
+def _first(context: Context, config: "NTML"
+           ) -> tuple[dict[str, Model], list[Tensor], dict[str, float]]:
+    clock, inputs = [time.perf_counter()], context.train.inputs
+    said = context.classifier.logits(inputs)
+    student = non_target(said, context, config.pair, config.seed)
+    alone = student.logits(inputs)
+    clock.append(time.perf_counter())
+    pair, both = (student, student), (alone, alone)
+    if config.mutual:
+        pair, both = mutual(student, alone, context, config.pair, config.seed)
+    clock.append(time.perf_counter())
+    stages = {"non-target student": student, "mutual teacher": pair[0],
+              "mutual student": pair[1]}
+    return stages, [said, alone, *both], {
+        "non-target": clock[1] - clock[0], "mutual": clock[2] - clock[1]}
+
+# %% ../../chapters/11_ntml.ipynb #c11-076b
+def _last(context: Context, config: "NTML", beginning: Model,
+          pair_said: Sequence[Tensor], passed: Tensor) -> Model:
     long = share_of(context.training, config.last_share, config.seed + 2)
-    last = context.new_model(long) if config.scratch else clone(pair[1])
-    fit_last(last, context.train, p, passed, long, config.drop)
-    return last, passed
+    last = context.new_model(long) if config.scratch else clone(beginning)
+    p = None if config.drop else torch.stack(
+        [z.softmax(1) for z in pair_said]).mean(0)
+    fit_last(last, context.train, passed, long, p)
+    return last
+
+
+def _own(context: Context, config: "NTML", last: Model, said: Tensor,
+         judgment: Judgment) -> tuple[Model, dict[str, Any]]:
+    labels = torch.tensor(context.train.labels)
+    z = last.logits(context.train.inputs)
+    passed = judged_again(z, judgment, labels, config.judge)
+    new = self_labels(z, said, labels, passed, config.confidence)
+    brief = replace(
+        share_of(context.training, config.self_share, config.seed + 3),
+        lr=config.self_lr * context.training.lr)
+    model = go_on(last, context.train, passed, new, brief)
+    return model, {"last": log_odds(z, labels), "self": new,
+                   "again": tuple(passed.tolist())}
+
+# %% ../../chapters/11_ntml.ipynb #c11-076c
+def _run(context: Context, config: "NTML"
+         ) -> tuple[Model | None, dict[str, float], dict[str, Any]]:
+    stages, said, seconds = _first(context, config)
+    labels = torch.tensor(context.train.labels)
+    judgment = judged(said[0], said[1], said[2:], labels, config.gate,
+                      config.judge)
+    report = {"stages": stages, **vars(judgment),
+              "passed": tuple(judgment.passed.tolist())}
+    if not judgment.suspects and config.judge.form != "global":
+        return None, seconds, report
+    start = time.perf_counter()
+    last = _last(context, config, stages["mutual student"], said[2:],
+                 judgment.passed)
+    stages["drop" if config.drop else "last student"] = last
+    seconds["last"] = time.perf_counter() - start
+    if config.self_share:
+        start = time.perf_counter()
+        last, more = _own(context, config, last, said[0], judgment)
+        stages["self"], report = last, report | more
+        seconds["self"] = time.perf_counter() - start
+    return last, seconds, report
 
 # %% ../../chapters/11_ntml.ipynb #c11-077
 @register("ntml")
@@ -387,17 +623,26 @@ class NTML:
     pair: PairConfig = PairConfig()
     """How teacher and student come to be."""
     gate: float = 0.5
-    """A label passes if both models give it, on average, more than this share
-    of what chance would, >= 0."""
+    """The pair denies a label that it gives, on average, no more than this
+    share of what chance would, >= 0."""
+    judge: JudgeConfig = JudgeConfig()
+    """When a label is rejected."""
     mutual: bool = True
     """Let both models learn from each other before they judge; else the
     non-target student judges alone."""
-    drop: bool = False
+    drop: bool = True
     """Leave samples out whose label fails, instead of relabeling them."""
     scratch: bool = True
     """Begin from nothing, not from the mutual student."""
     last_share: float = 0.8
     """Length, as share of the given model's training, > 0."""
+    self_share: float = 0.4
+    """Length of what follows, with the last student's own labels for rejected
+    samples, as the same share, >= 0; 0 leaves it out."""
+    self_lr: float = 0.3
+    """Its rate, as share of the training's, > 0."""
+    confidence: float = 0.9
+    """Probability above which the last student gives a label, 0 to 1."""
     stop: bool = True
     """Undo all if the accuracy on clean samples falls too far."""
     max_loss: float = 0.1
@@ -407,7 +652,9 @@ class NTML:
 
     def __post_init__(self) -> None:
         """Reject what cannot train."""
-        check_range(self, self.gate >= 0 and self.last_share > 0)
+        check_range(self, self.gate >= 0 and self.self_share >= 0
+                    and 0 <= self.confidence <= 1
+                    and min(self.last_share, self.self_lr) > 0)
 
     def __call__(self, context: Context) -> Outcome:
         """Purify a model from standard training, which is left as it is.
@@ -416,8 +663,10 @@ class NTML:
             context: With the training set, and how the model was trained.
 
         Returns:
-            With the models on the way (`stages`) and which given labels were
-            accepted (`passed`) in the report.
+            With the models on the way (`stages`), what is in a `Judgment`,
+            and where there is a last step, what the last student gives the
+            labels (`last`, log-odds), which pass then (`again`) and the
+            labels that it gave to samples, by number (`self`).
 
         Raises:
             ValueError: Without these, or for classes that do not fit.
@@ -425,22 +674,10 @@ class NTML:
         Source: Huo et al. 2025 (the stages); their content is ours.
         """
         _require(context)
-        clock = [time.perf_counter()]
-        student = non_target(context.classifier.logits(context.train.inputs),
-                             context, self.pair, self.seed)
-        clock.append(time.perf_counter())
-        pair = student, student
-        if self.mutual:
-            pair = mutual(student, context, self.pair, self.seed)
-        clock.append(time.perf_counter())
-        last, passed = _last(context, self, pair)
-        verdict = accept_if_harmless(context.classifier, last, context.clean,
-                                     self.max_loss if self.stop else None)
-        clock.append(time.perf_counter())
-        steps = zip(("non-target", "mutual", "last"), clock, clock[1:])
-        stages = {"non-target student": student, "mutual teacher": pair[0],
-                  "mutual student": pair[1], "last student": last}
-        return Outcome(
-            last if verdict == "purified" else clone(context.classifier),
-            verdict, {step: end - start for step, start, end in steps},
-            report={"stages": stages, "passed": tuple(passed.tolist())})
+        last, seconds, report = _run(context, self)
+        verdict = "no evidence" if last is None else accept_if_harmless(
+            context.classifier, last, context.clean,
+            self.max_loss if self.stop else None)
+        if last is None or verdict == "undone":
+            last = clone(context.classifier)
+        return Outcome(last, verdict, seconds, report=report)

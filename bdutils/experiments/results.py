@@ -22,7 +22,7 @@ from filelock import Timeout
 
 from .. import __version__
 from ..assets import disk_trouble, system_lock
-from ..metrics import Rate, mean_interval, wilson
+from ..metrics import Rate, mean_interval, shows_backdoor, wilson
 
 
 def shipped() -> Path:
@@ -269,6 +269,22 @@ def value(run: dict, metric: str) -> float:
     """
     found = run["metrics"][metric]
     return found["value"] if isinstance(found, dict) else found
+
+
+def is_backdoor(run: dict) -> bool | None:
+    """Tell whether a run's attack put a backdoor into its model, before any defense.
+
+    Args:
+        run: A record.
+
+    Returns:
+        See `metrics.shows_backdoor`; None if the record has no floor.
+    """
+    metrics = run["metrics"]
+    if "floor" not in metrics:
+        return None
+    attacked = "asr_before" if "asr_before" in metrics else "asr"
+    return shows_backdoor(value(run, attacked), value(run, "floor"))
 
 
 def interval(runs: list[dict], metric: str) -> Rate | None:

@@ -67,9 +67,12 @@ def defended(defense: str, task: str, attacks: list[str], rates: list[float],
 
 
 FOUR = list(TEXT_TRIGGERS)
-FIVE = [name for name in IMAGE_TRIGGERS if name != "label_consistent"]
+FIVE = [name for name in IMAGE_TRIGGERS if name not in ("label_consistent", "narcissus")]
 # Label-consistent poison takes four fifths of the target class, a tenth of the rows.
 LABEL_CONSISTENT = [Run("images", "label_consistent", 0.08, seed, "clean") for seed in (0, 1, 2)]
+# What needs no network of the attacker's.
+PLAIN = [name for name in FIVE if name != "input_aware"]
+NARCISSUS_RATE = 0.05  # half of the target class, whose labels stay
 CIFAR = [*grid("cifar10", FIVE, [0.1], [0]), Run("cifar10", "label_consistent", 0.08, 0, "clean")]
 STUDIES: dict[str, list[Run]] = {
     "attacks": grid("sentiment", FOUR, [0.1], [0, 1, 2]),
@@ -126,16 +129,20 @@ STUDIES: dict[str, list[Run]] = {
                        for run in defended(name, "images", ["badnets"], [0.1])],
     "ntml-counts": [run for count in (25, 50, 250, 500)
                     for run in defended(f"ntml-{count}", "images", ["badnets"], [0.1])],
+    # Each step's effect on every attack, then our other choices.
     "ntml-choices": [
-        Run("images", "label_consistent", 0.08, 0, "clean", "ntml-drop"),
-        *(run for name in ("ntml-raw", "ntml-drop")
-          for run in defended(name, "images", ["badnets", "blended"], [0.1])),
-        *(run for name in ("ntml-gate-3", "ntml-alone", "ntml-go-on")
-          for run in defended(name, "images", ["badnets"], [0.1]))],
-    "ntml-rates": defended("ntml", "images", ["badnets", "sig"], [0.01, 0.03]),
-    "ntml-adaptive": defended("ntml", "images", ["decoy"], [0.1]),
-    "ntml-text": defended("ntml", "sentiment", ["badnets"], [0.2]),
-    "ntml-cifar10": [replace(run, defense="ntml") for run in CIFAR],
+        *(replace(run, defense=name) for name in (
+            "ntml-relabel", "ntml-global", "ntml-drop", "ntml-alone")
+          for run in (*grid("images", PLAIN, [0.1], [0]), LABEL_CONSISTENT[0])),
+        *(run for name in ("ntml-raw", "ntml-gate-3", "ntml-go-on")
+          for run in defended(name, "images", ["badnets", "blended"], [0.1]))],
+    "ntml-rates": [run for name in ("ntml", "ntml-relabel")
+                   for run in defended(name, "images", ["badnets", "sig"], [0.01, 0.03])],
+    "ntml-adaptive": [run for name in ("ntml", "ntml-relabel")
+                      for run in defended(name, "images", ["decoy"], [0.1])],
+    # These two are of the form of the first records.
+    "ntml-text": defended("ntml-relabel", "sentiment", ["badnets"], [0.2]),
+    "ntml-cifar10": [replace(run, defense="ntml-relabel") for run in CIFAR],
     "baselines-cifar10": [replace(run, defense=name)
                           for name in ("ft", "fp", "nad")
                           for run in CIFAR],
@@ -144,6 +151,11 @@ STUDIES: dict[str, list[Run]] = {
                        for run in grid("sentiment", FOUR, [0.2], [0, 1, 2])],
     "filters": [replace(run, defense="strip") for run in (
         *grid("images", FIVE, [0.1], [0, 1, 2]), *LABEL_CONSISTENT)],
+    "baselines-train": [replace(run, defense=name)
+                        for name in ("spectral", "ac", "abl", "clp", "ft_sweep")
+                        for run in (*grid("images", FIVE, [0.1], [0, 1, 2]), *LABEL_CONSISTENT)],
+    "baselines-train-text": [replace(run, defense=name) for name in ("spectral", "ac", "cube")
+                             for run in grid("sentiment", FOUR, [0.2], [0, 1, 2])],
 }
 # What each defense needs is in its own study at the usual rate; here only what can be repaired,
 # since an input filter does not change how the model behind it learns.
@@ -167,3 +179,41 @@ STUDIES |= {
         *(run for name in _LEARNERS["sentiment"]
           for run in defended(name, "sentiment", ["badnets"], [0.2], [0, 1, 2]))],
 }
+
+# The first run at scale `full`, of the forms that the methods had then.
+_ATTACKED = [Run("sst2", attack, 0.2, 0, encoder="mpnet") for attack in FOUR]
+STUDIES |= {
+    "sst2-base-first": [
+        *(replace(run, defense=name) for name in (
+            "", "bedkd", "dup", "ft-text", "ft_sam-text", "onion", "strip-text")
+          for run in _ATTACKED),
+        *(Run("sst2", None, 0.0, 0, defense=name, encoder="mpnet")
+          for name in ("", "bedkd", "dup"))],
+    # Without Input-Aware, whose networks had become no numbers: see chapter 9.
+    "cifar10-resnet18-first": [*grid("cifar10", PLAIN, [0.1], [0]),
+                               *defended("ntml", "cifar10", PLAIN, [0.1])],
+}
+# Scale `full`, on a GPU; see `benchmarks/gpu.py`. The base encoder comes from a registry.
+THREE = [0, 1, 2]
+SST2_BASE = [replace(run, encoder="mpnet") for run in grid("sst2", FOUR, [0.2], THREE)]
+AG_NEWS_BASE = [replace(run, encoder="mpnet")
+                for run in grid("ag_news", ["badnets", "addsent"], [0.2], THREE)]
+RESNET18 = [*grid("cifar10", FIVE, [0.1], THREE),
+            *(Run("cifar10", "label_consistent", 0.08, seed, "clean") for seed in THREE),
+            *(Run("cifar10", "narcissus", NARCISSUS_RATE, seed, "clean") for seed in THREE)]
+LARGE = {
+    "sst2-base": SST2_BASE,
+    "ag-news-base": AG_NEWS_BASE,
+    **{f"{name}-{study}": [replace(run, defense=name) for run in runs]
+       for name in ("bedkd", "dup")
+       for study, runs in (("sst2-base", SST2_BASE), ("ag-news-base", AG_NEWS_BASE))},
+    "cifar10-resnet18": RESNET18,
+    "ntml-cifar10-resnet18": [replace(run, defense="ntml") for run in RESNET18],
+    # Clean models alone, at `small`: how often does a method act though there is nothing to find?
+    "false-alarms": [Run(task, None, 0.0, seed, defense=name) for seed in range(20)
+                     for task, name in (("sentiment", "bedkd"), ("sentiment", "dup"),
+                                        ("images", "ntml"))],
+}
+STUDIES |= LARGE
+# What is recorded of these grew with the time that a GPU was at hand.
+INCOMPLETE = {*LARGE, "baselines-train", "baselines-train-text"}

@@ -11,19 +11,24 @@ from typing import Any
 
 import torch
 
+from ..defenses.abl import ABL
+from ..defenses.ac import ActivationClustering
 from ..defenses.base import Context, EpochLog, Outcome, ignore, stratified_split
 from ..defenses.bedkd import AUTHORS, BeDKD, find_suspects, retrain_without
+from ..defenses.clp import CLP
+from ..defenses.cube import CUBE
 from ..defenses.detector import evidence_by_class
 from ..defenses.dup import AUTHORS as DUP_AUTHORS
 from ..defenses.dup import DUP
 from ..defenses.fineprune import FinePruning
-from ..defenses.finetune import FineTuning, TuneConfig
+from ..defenses.finetune import FineTuning, FineTuningSweep, TuneConfig
 from ..defenses.ft_sam import FTSAM
 from ..defenses.ibau import IBAU
 from ..defenses.mapping import gap
 from ..defenses.nad import NAD
 from ..defenses.ntml import NTML, centered, without
 from ..defenses.onion import ONION
+from ..defenses.spectral import SpectralSignatures
 from ..defenses.strip import STRIP
 from ..evaluation import Victim
 from ..metrics import Rate, auroc, tpr_fpr, wilson
@@ -91,9 +96,12 @@ VARIANTS: dict[str, Any] = {  # a registered class each
     # One of our own choices at a time the other way.
     "ntml-raw": changed(NTML(), pair__center=False),
     "ntml-gate-3": NTML(gate=3.0),
-    "ntml-drop": NTML(drop=True),
+    "ntml-drop": NTML(self_share=0.0),
     "ntml-alone": NTML(mutual=False),
     "ntml-go-on": NTML(scratch=False),
+    "ntml-global": changed(NTML(), judge__form="global"),
+    # The form of the first records: every class is judged, and rejected samples are relabeled.
+    "ntml-relabel": changed(NTML(drop=False, self_share=0.0), judge__form="global"),
     "ft": FineTuning(),
     "fp": FinePruning(),
     "nad": NAD(),
@@ -106,6 +114,12 @@ VARIANTS: dict[str, Any] = {  # a registered class each
     "strip": STRIP(copies=10),
     "strip-text": STRIP(),
     "onion": ONION(),
+    "spectral": SpectralSignatures(),
+    "ac": ActivationClustering(),
+    "abl": ABL(),
+    "cube": CUBE(),
+    "clp": CLP(),
+    "ft_sweep": FineTuningSweep(),
     "ft-long": FineTuning(_LONG),
     "fp-long": FinePruning(_LONG),
     "nad-long": NAD(_LONG),
@@ -114,11 +128,13 @@ VARIANTS: dict[str, Any] = {  # a registered class each
 CLEAN_IMAGES, COUNTS = 100, {f"ntml-{count}": count for count in (25, 50, 250, 500)}
 PROBE = 1000  # training samples on which the scan is judged
 # These get the training set; all others need clean samples only.
-WITH_TRAIN_SET = BeDKD | DUP | NTML
+WITH_TRAIN_SET = BeDKD | DUP | NTML | SpectralSignatures | ActivationClustering | ABL | CUBE
+Keep = Callable[[Outcome, Victim], None]
 
 
 def defend(name: str, attacked: Victim, seed: int, measure: Callable[..., dict],
-           quick_eval: Callable[[Model], dict]) -> tuple[dict, dict, dict]:
+           quick_eval: Callable[[Model], dict],
+           keep: Keep | None = None) -> tuple[dict, dict, dict]:
     """Run a defense and measure it.
 
     Args:
@@ -128,6 +144,7 @@ def defend(name: str, attacked: Victim, seed: int, measure: Callable[..., dict],
         measure: Maps a model (and whether to add the floor) to metrics by name.
         quick_eval: The same on fewer samples, for a curve over the cycles. Both are the
             evaluator's: the defense never sees what they return.
+        keep: Gets the outcome and the victim, before they are measured, and may write things down.
 
     Returns:
         Metrics (those of the attacked model end in `_before`), seconds by step, and further fields
@@ -141,6 +158,8 @@ def defend(name: str, attacked: Victim, seed: int, measure: Callable[..., dict],
     context = context_for(attacked, defense, COUNTS.get(name),
                           _callback(attacked, defense, quick_eval, curve))
     outcome = _retrain(context, defense) if name == "retraining" else defense(context)
+    if keep:
+        keep(outcome, attacked)
     about, history = _judge(defense, outcome, attacked, measure)
     if not isinstance(defense, BeDKD | DUP):
         about["clean"] = len(context.clean)
@@ -210,6 +229,7 @@ def _gate(outcome: Outcome, attacked: Victim) -> dict:
     """Judge which given labels NT-ML accepted."""
     passed, about = outcome.report["passed"], {}
     poisoned = attacked.record.poisoned if attacked.record else [False] * len(passed)
+    about["largest_share"], about["runner_up"] = outcome.report["shares"].topk(2)[0].tolist()
     for name, kind in (("clean_passed", False), ("poisoned_passed", True)):
         chosen = [ok for ok, p in zip(passed, poisoned, strict=True) if p == kind]
         if chosen:

@@ -53,9 +53,9 @@ class BaseClassifier:
         found: list[Tensor] = []
         for indices, batch in self.batches(self.encode(inputs), batch_size or self.batch_size):
             order += indices
-            found.append(self.model(**batch).logits.float().cpu())
+            found.append(self.model(**batch).logits.float())
         self.model.train(was_training)
-        return torch.cat(found)[torch.tensor(order).argsort()]
+        return torch.cat(found).cpu()[torch.tensor(order).argsort()]
 
     def predict(self, inputs: Any) -> list[int]:
         """Return the class with the largest logit for each sample."""

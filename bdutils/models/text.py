@@ -35,9 +35,10 @@ def encoder_source(encoder: str | None = None) -> str:
 
     Args:
         encoder: `small` (MiniLM, 22.7 M weights, from a package registry) or `full`
-            (bert-base-uncased, from the hub); the scale in force if None. Or `causal` (SmolLM2,
-            134.5 M weights, also from a registry), a decoder. Or the reader's own: a folder or a
-            hub id.
+            (bert-base-uncased, from the hub); the scale in force if None. Or, also from a
+            registry, `mpnet` (MPNet, 109.5 M weights), which is as large as BERT and needs no
+            hub, or `causal` (SmolLM2, 134.5 M weights), a decoder. Or the reader's own: a folder
+            or a hub id.
 
     Returns:
         A folder or a hub id.
@@ -48,16 +49,16 @@ def encoder_source(encoder: str | None = None) -> str:
     chosen = str(encoder or current_scale())
     if chosen == "causal":
         return str(entry("assets/smollm2-safetensors", _from_gguf))
-    if chosen == "small":
-        return str(asset("minilm"))
+    if chosen in ("small", "mpnet"):
+        return str(asset({"small": "minilm"}.get(chosen, chosen)))
     if chosen in ("full", "bert-base-uncased"):
         return "bert-base-uncased"
     if Path(chosen).expanduser().is_dir():
         return str(Path(chosen).expanduser())
     if is_hub_id(chosen):
         return chosen
-    raise ValueError(f"unknown encoder {chosen!r}: use small, full, causal, a folder that exists "
-                     "or a hub id such as ORG/NAME")
+    raise ValueError(f"unknown encoder {chosen!r}: use small, full, mpnet, causal, a folder that "
+                     "exists or a hub id such as ORG/NAME")
 
 
 def is_hub_id(name: str) -> bool:
@@ -157,7 +158,7 @@ class Classifier(BaseClassifier):
         """
         chosen = [encoded[i] for i in indices]
         return self.tokenizer.pad({"input_ids": chosen}, return_tensors="pt",
-                                  verbose=False).to(self.model.device)
+                                  verbose=False).to(self.model.device, non_blocking=True)
 
     def batches(self, encoded: Any, size: int
                 ) -> Iterator[tuple[Sequence[int], Any]]:

@@ -32,9 +32,10 @@ def _list_citations(app: Sphinx, pagename: str, templatename: str, context: dict
 
 def _keep_intervals_whole(app: Sphinx, pagename: str, templatename: str, context: dict,
                           doctree: document | None) -> None:
-    """Let no line of a table end between a number and its interval, or inside of it."""
+    """Let no line of a table end between a number and its interval, inside of it, or after `n`."""
     def whole(cell: re.Match) -> str:
-        return re.sub(r"(\d) \[(-?[\d.]+), (-?[\d.]+)\]", "\\1\u00a0[\\2,\u00a0\\3]", cell[0])
+        text = re.sub(r"(\d) \[(-?[\d.]+), (-?[\d.]+)\]", "\\1\u00a0[\\2,\u00a0\\3]", cell[0])
+        return re.sub(r"\(n = (\d+)\)", "(n\u00a0=\u00a0\\1)", text)
 
     if "body" in context:
         context["body"] = re.sub(r"<td\b.*?</td>", whole, context["body"], flags=re.DOTALL)
