@@ -189,7 +189,7 @@ STUDIES |= {
           for run in _ATTACKED),
         *(Run("sst2", None, 0.0, 0, defense=name, encoder="mpnet")
           for name in ("", "bedkd", "dup"))],
-    # Without Input-Aware, whose networks had become no numbers: see chapter 9.
+    # Without Input-Aware, whose networks held no numbers, as we suspect: see chapter 9.
     "cifar10-resnet18-first": [*grid("cifar10", PLAIN, [0.1], [0]),
                                *defended("ntml", "cifar10", PLAIN, [0.1])],
 }
