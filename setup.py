@@ -5,5 +5,6 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["bdutils*"]), "bdutils._data"],
     package_dir={"bdutils._data": "data"},
-    package_data={"bdutils._data": ["reported.json", "results/*/*.json"]},
+    package_data={"bdutils": ["templates/*.j2"],
+                  "bdutils._data": ["reported.json", "results/*/*.json"]},
 )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from PIL import Image
 
 # Okabe and Ito's palette: told apart by color-blind readers, and in gray.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -52,7 +53,8 @@ class Frames:
 
     def _repr_html_(self) -> str:
         """Return the slider as HTML that needs no library."""
-        uid = "bd-" + hashlib.sha256(repr(self).encode()).hexdigest()[:8]
+        # Of the images too: a page may have two sliders over the same values.
+        uid = "bd-" + hashlib.sha256(b"".join([repr(self).encode(), *self.images])).hexdigest()[:8]
         images = "".join(
             f'<img alt="{html.escape(alt, quote=True)}" style="max-width:100%"'
             f'{"" if i == self.start else " hidden"} '
@@ -73,6 +75,20 @@ class Frames:
             'box.querySelector("output").textContent = values[input.value];'
             'input.setAttribute("aria-valuetext", values[input.value]);'
             "});})();</script></div>")
+
+
+def small(image: bytes) -> bytes:
+    """Return an image with 256 colors at most, which is what a figure needs.
+
+    Args:
+        image: A PNG.
+
+    Returns:
+        A PNG of a third of the size, or less.
+    """
+    found = io.BytesIO()
+    Image.open(io.BytesIO(image)).convert("RGB").quantize(256).save(found, "png", optimize=True)
+    return found.getvalue()
 
 
 def frames(draw: Callable[[object], str], values: Sequence[object], label: str,
@@ -98,7 +114,7 @@ def frames(draw: Callable[[object], str], values: Sequence[object], label: str,
         buffer = io.BytesIO()
         plt.savefig(buffer, format="png", dpi=100)
         plt.close()
-        images.append(buffer.getvalue())
+        images.append(small(buffer.getvalue()))
     return Frames(images, alts, values, label, start)
 
 
@@ -108,11 +124,15 @@ class SortableTable:
     The site does so with the library simple-datatables, for tables of the class `bd-sortable`.
     """
 
-    def __init__(self, shown: pd.DataFrame, order: pd.DataFrame, caption: str) -> None:
-        """Keep what is shown, and numbers of the same shape by which it is sorted."""
+    def __init__(self, shown: pd.DataFrame, order: pd.DataFrame, caption: str,
+                 filters: Sequence[str] = ()) -> None:
+        """Keep what is shown, numbers of the same shape by which it is sorted, and the columns
+        that readers can filter by one of their values.
+        """
         if shown.shape != order.shape:
             raise ValueError(f"{shown.shape} cells cannot be sorted by {order.shape} numbers")
         self.shown, self.order, self.caption = shown, order, caption
+        self.filters = tuple(filters)
 
     def __repr__(self) -> str:
         """Return the cells as text."""
@@ -120,7 +140,8 @@ class SortableTable:
 
     def _repr_html_(self) -> str:
         """Return a plain table; each cell says by what it is sorted."""
-        head = "".join(f"<th>{html.escape(str(name))}</th>" for name in self.shown)
+        head = "".join(f"<th{' data-filter' if name in self.filters else ''}>"
+                       f"{html.escape(str(name))}</th>" for name in self.shown)
         rows = "".join("<tr>" + "".join(
             f'<td data-order="{html.escape(str(key), quote=True)}">{html.escape(str(text))}</td>'
             for text, key in zip(texts, keys, strict=True)) + "</tr>"

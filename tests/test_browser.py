@@ -170,9 +170,13 @@ def test_a_table_is_filtered_and_sorted_by_keyboard(page):
     table = page.locator(".datatable-wrapper").last
     lines = table.locator("tbody tr")
     before = lines.count()
-    table.locator("input").press_sequentially("image blended")
+    table.locator("input[type=search]").press_sequentially("image blended")
     expect(lines).not_to_have_count(before)
     assert all("blended" in text.lower() for text in lines.all_inner_texts())
+    words = lines.count()
+    table.get_by_label("Holds").select_option("weights")
+    expect(lines).not_to_have_count(words)
+    assert all("weights" in text and "Blended" in text for text in lines.all_inner_texts())
     header = table.locator("th", has=page.locator("button")).last
     header.locator("button").press("Enter")
     expect(header).to_have_attribute("aria-sort", "ascending")

@@ -1,4 +1,4 @@
-"""The comparison: nothing is missing without a reason, and its arithmetic is right."""
+"""The comparison: nothing is missing without a reason, its orders hold, its sums are right."""
 
 import itertools
 import json
@@ -23,12 +23,23 @@ from bdutils.experiments import run as running
 from bdutils.experiments.comparison import (
     ABSENT,
     ATTACKS,
+    HOLDS,
+    LATER,
+    MEASURES,
     NAMES,
     NEEDS,
+    ONCE,
+    ORDERS,
     RARE,
+    STUDIES,
     USUAL,
+    WHOSE,
+    ahead,
     collect,
-    row_of,
+    contradicted,
+    entry_of,
+    summary,
+    usual,
 )
 from bdutils.experiments.variants import VARIANTS, WITH_TRAIN_SET
 from bdutils.plotting import SortableTable
@@ -36,6 +47,11 @@ from bdutils.roles import CleanSet, Task, TestSet, TrainSet
 from bdutils.training import train, untrained
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = json.loads((ROOT / "chapters/13_comparison.ipynb").read_text(encoding="utf8"))
+CLAIMS = PAGE["metadata"]["claims"]
+SHOWN = {key: WHOSE.get(key, name) for key, name in NAMES.items()}
+MAIN = [name for key, name in SHOWN.items()
+        if key not in ("spectral", "ac", "abl", "cube", "clp", "ft_sweep")]
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +68,21 @@ def made(defense, attack="badnets", seed=0, asr=0.1, cacc=0.85, task="snippets",
     rate = (0.2 if task == "snippets" else 0.1) if rate is None else rate
     found = {"cacc": cacc, "cacc_before": 0.9}
     if attack != "clean":
-        found |= {"asr": asr, "asr_before": 1.0, "floor": 0.1, "pacc": 0.8, "clean_pacc": 0.9}
+        found |= {"asr": asr, "asr_before": 1.0, "floor": 0.1, "pacc": 0.8, "clean_pacc": 0.9,
+                  "ra": 1 - asr}
     return {"task": task, "method": attack, "seed": seed, "name": "toy", "seconds": {"a": 1.0},
             "settings": {"poison_rate": rate, "defense": defense},
             "metrics": {name: share(value) for name, value in (found | more).items()}}
 
 
 def table_of(runs):
-    return pd.DataFrame([row_of(run) for run in runs])
+    return pd.DataFrame([entry_of(run) for run in runs])
 
 
-def grid(der_of, seeds=3):
-    """Return a frame of texts in which a defense has a given ASR: der_of(name, attack, seed)."""
+def grid(asr_of, seeds=3, **more):
+    """Return a frame of texts in which a defense has a given ASR: asr_of(name, attack, seed)."""
     return table_of([
-        made(name, attack, seed, asr=der_of(name, attack, seed))
+        made(name, attack, seed, asr=asr_of(name, attack, seed), **more)
         for name in ("bedkd", "dup", "onion") for attack in USUAL["text"]
         for seed in range(seeds)])
 
@@ -74,24 +91,27 @@ def grid(der_of, seeds=3):
 
 
 def test_no_cell_is_missing_without_a_reason(frame):
-    there = set(zip(frame["kind"], frame["defense"], frame["attack"]))
     for kind, attacks in USUAL.items():
-        for name, attack in itertools.product(NAMES.values(), (*attacks, "clean")):
-            reason = ABSENT.get((kind, name))
-            assert ((kind, name, attack) in there) != bool(reason), (kind, name, attack)
+        whole = usual(frame, kind)
+        clean = frame[frame["kind"].eq(kind) & frame["attack"].eq("clean")]
+        for name, attack in itertools.product(MAIN, attacks):
+            there = ((whole["defense"] == name) & (whole["attack"] == attack)).any()
+            assert there != ((kind, name) in ABSENT), (kind, name, attack)
+        assert set(clean["defense"]) == set(whole["defense"])
 
 
 def test_the_seeds_that_every_cell_has(frame):
-    wanted = {0, 1, 2}
     for kind in USUAL:
-        assert wanted <= set(comparison.compared(frame, kind)["seed"]), kind
-        for attack in ("clean", f"{RARE[kind]}, rare"):
-            rows = frame[frame["kind"].eq(kind) & frame["attack"].eq(attack)]
-            assert set(rows["defense"]) == set(frame[frame["kind"].eq(kind)]["defense"])
-            assert all(wanted <= set(of["seed"]) for _, of in rows.groupby("defense")), kind
+        rare = frame[frame["kind"].eq(kind) & frame["rate"].eq(0.01)
+                     & frame["attack"].eq(RARE[kind])]
+        clean = frame[frame["kind"].eq(kind) & frame["attack"].eq("clean")]
+        for cells in (usual(frame, kind), rare, clean):
+            assert set(cells["defense"]) == set(frame[frame["kind"].eq(kind)]["defense"])
+            assert all({0, 1, 2} <= set(of["seed"])
+                       for _, of in cells.groupby(["defense", "attack"])), kind
 
 
-def test_every_row_says_what_it_was_measured_on(frame):
+def test_every_run_says_what_it_was_measured_on(frame):
     for run in frame["run"]:
         assert run["command"].startswith("python -m bdutils.sweep ")
         # A defended and an undefended model of a cell were measured on the same samples.
@@ -103,37 +123,148 @@ def test_every_row_says_what_it_was_measured_on(frame):
 def test_all_runs_of_a_cell_before_the_defense_are_the_same_model(frame):
     """Defenses are compared on the same victims."""
     attacked = frame[frame["attack"] != "clean"]
-    for _, rows in attacked.groupby(["kind", "attack", "seed"]):
-        before = [results.value(run, "asr_before") for run in rows["run"]]
+    for _, runs in attacked.groupby(["kind", "attack", "seed", "rate"]):
         # Threads and machines move a trained model a little.
-        assert max(before) - min(before) < 0.06
+        assert runs["before"].max() - runs["before"].min() < 6
+
+
+def test_what_ran_once_has_one_seed():
+    once = collect(ONCE)
+    assert set(once["seed"]) == {0}
+    assert {"CUBE", "ABL", "CLP", WHOSE["bedkd-authors"], WHOSE["dup-authors"]} <= set(
+        once["defense"])
+    assert not set(once["defense"]) & set(collect()["defense"])
+
+
+# ------------------------------------------------------------------------------------ orders
+
+
+def sentences(page):
+    """Return the sentences of a notebook's text that name two defenses and compare them."""
+    text = " ".join("".join(cell["source"]) for cell in page["cells"]
+                    if cell["cell_type"] == "markdown")
+    text = re.sub(r"\n:::\{solution.*?\n:::|\n\|.*", " ", text, flags=re.DOTALL | re.MULTILINE)
+    word = re.compile(r"\b(ahead|better|worse|best|worst|nearer|beats?|first|outperforms?)\b")
+    for sentence in re.split(r"(?<=[.!?:])\s+", text):
+        named = [name for name in NAMES.values() if re.search(
+            rf"(?<![\w-]){re.escape(name)}(?![\w-])", sentence)]
+        if len(named) > 1 and word.search(sentence) and not re.search(
+                r"no order|over\b.*:|^- |no rank", sentence):
+            yield sentence
+
+
+@pytest.mark.parametrize("seeds", [LATER, (0, 1, 2)])
+def test_no_measure_contradicts_an_order_that_the_page_claims(frame, seeds, monkeypatch):
+    """By distance, PACC gap, RA and DER, in at most 20% of the draws."""
+    monkeypatch.setattr(ahead, "__defaults__", (seeds,))
+    assert contradicted(CLAIMS, frame) == []
+
+
+def test_every_order_in_the_text_is_a_claim():
+    text = re.sub(r"\s+", " ", " ".join("".join(cell["source"]) for cell in PAGE["cells"]
+                                       if cell["cell_type"] == "markdown"))
+    for claim in CLAIMS:
+        assert claim["sentence"] in text
+        assert not {*claim["better"], *claim["than"]} - set(MAIN)
+    begins = tuple(claim["sentence"] for claim in CLAIMS)
+    assert [s for s in sentences(PAGE) if not re.sub(r"\s+", " ", s).startswith(begins)] == []
+
+
+def test_a_claim_that_is_not_in_the_list_is_noticed():
+    cell = {"cell_type": "markdown", "source": ["So NAD is better than I-BAU. ONION is not."]}
+    assert list(sentences({"cells": [cell]})) == ["So NAD is better than I-BAU."]
+
+
+def test_a_claim_that_one_measure_contradicts_is_noticed():
+    """Ending below the floor helps DER without the clip, and no other measure here."""
+    asr = {"bedkd": 0.15, "dup": 0.3, "onion": 0.9}
+    runs = grid(lambda name, *_: asr[name])
+    claim = {"kind": "text", "better": ["BeDKD (ours)"], "than": ["DUP (ours)", "ONION"]}
+    pacc = runs["defense"].map({"BeDKD (ours)": 0.0, "DUP (ours)": 5.0, "ONION": 40.0})
+    assert contradicted([claim], runs.assign(gap=pacc)) == []
+    found = contradicted([claim], runs.assign(gap=-pacc))
+    assert len(found) == 2 and all("by gap: 0% of the draws" in line for line in found)
+    # Not a tie either: half of the draws is too few.
+    rng = np.random.default_rng(0)
+    assert contradicted([claim], runs.assign(gap=rng.normal(size=len(runs))))
+
+
+def test_the_four_measures_have_their_directions(frame):
+    for kind in USUAL:
+        whole = usual(frame, kind).groupby("defense")[list(ORDERS)].mean()
+        signs = pd.Series(ORDERS)
+        assert signs[whole.corr()["distance"] < 0].eq(1).all()
+    assert set(ORDERS) <= set(MEASURES)
+
+
+# --------------------------------------------------------------------------------- the tree
+
+
+def evidence(frame, kind, defense, what):
+    """Return the text of a leaf."""
+    if "@" in what:
+        attack, rate = what.split("@")
+        cell = frame[frame["rate"].eq(float(rate[:-1]) / 100) & frame["attack"].eq(attack)
+                     & frame["kind"].eq(kind) & frame["defense"].eq(defense)]
+        return f"{cell['distance'].mean():.0f}"
+    if what in ATTACKS:
+        cell = usual(frame, kind, LATER).query("defense == @defense and attack == @what")
+        return f"{cell['distance'].mean():.0f}"
+    found = summary(frame, kind).loc[defense, what]
+    return found if isinstance(found, str) else f"{found:.0f}"
+
+
+def test_the_leaves_of_the_tree_say_what_the_records_say(frame):
+    text = (ROOT / "chapters/images/decide.svg").read_text(encoding="utf8")
+    leaves = re.findall(r'<tspan data-of="([^"|]+)\|([^"|]+)\|([^"|]+)">([^<]+)</tspan>', text)
+    assert len(leaves) >= 15 and text.count("nothing here works") == 2
+    wanted = {leaf[:3]: evidence(frame, *leaf[:3]) for leaf in leaves}
+    assert {leaf[:3]: leaf[3] for leaf in leaves} == wanted
+    # Each number of a leaf is such an evidence.
+    bare = re.sub(r"<!--.*?-->|<style.*?</style>|<tspan.*?</tspan>", "", text, flags=re.DOTALL)
+    assert not re.findall(r">[^<]*\d[^<]*<", bare.replace("1% poison", "poison"))
+
+
+def test_the_tree_recommends_only_what_the_branch_holds(frame):
+    assert NEEDS["I-BAU"] == HOLDS[1] and NEEDS["STRIP"] == HOLDS[2]
+    assert all(NEEDS[WHOSE[key]] == HOLDS[0] for key in ("bedkd", "dup", "ntml"))
+    for kind, holds, best in (("image", "weights", "I-BAU"), ("text", "weights", "FT-SAM"),
+                              ("image", "training set", WHOSE["ntml"])):
+        table = summary(frame, kind)
+        assert table[table["holds"] == holds].index[0] == best
 
 
 # ------------------------------------------------------------------------------- arithmetic
 
 
-def test_a_row_by_hand():
-    row = row_of(made("ft-text"))
-    assert row["defense"] == "fine-tuning" and row["kind"] == "text"
-    assert row["lost"] == pytest.approx(0.05) and row["excess"] == 0
-    assert row["gap"] == pytest.approx(0.1) and row["der"] == pytest.approx(0.925)
-    assert row_of(made("ft", "badnets", task="fashion"))["kind"] == "image"
+def test_an_entry_by_hand():
+    entry = entry_of(made("ft-text"))
+    assert entry["defense"] == "fine-tuning" and entry["kind"] == "text"
+    assert entry["lost"] == pytest.approx(5) and entry["distance"] == 0
+    assert entry["gap"] == pytest.approx(10) and entry["der"] == pytest.approx(92.5)
+    assert entry_of(made("ft", "badnets", task="fashion"))["kind"] == "image"
+
+
+def test_the_floor_counts_from_both_sides():
+    below, at, above = (entry_of(made("dup", asr=asr)) for asr in (0.0, 0.1, 0.2))
+    assert below["distance"] == above["distance"] == pytest.approx(10) and at["distance"] == 0
+    assert below["der"] == at["der"] > above["der"]  # clipped: nothing is earned below the floor
+    assert comparison.distance(4.0, 12.0) == comparison.distance(20.0, 12.0) == 8.0
 
 
 @pytest.mark.parametrize("run", [
-    made("bedkd-forced"), made("", "badnets"), made("bedkd", rate=0.05),
-    made("bedkd", task="topics"), made("dup", "several"),
-    made("ft", "badnets", task="fashion", rate=0.01)])
-def test_runs_of_other_studies_are_left_out(run):
-    assert row_of(run) is None
+    made("bedkd-forced"), made("", "badnets"), made("bedkd", task="topics"),
+    made("dup", "several"), made("dup", asr_before=0.12)])
+def test_runs_of_other_studies_and_without_a_backdoor_are_left_out(run):
+    assert entry_of(run) is None
 
 
-def test_rare_and_clean_runs_are_cases_of_their_own():
-    rare = row_of(made("bedkd", RARE["text"], rate=0.01))
-    assert rare["attack"] == "addsent, rare" and "der" in rare
-    clean = row_of(made("bedkd", "clean", rate=0.0))
-    assert clean["attack"] == "clean" and "der" not in clean
-    assert clean["lost"] == pytest.approx(0.05)
+def test_rare_and_clean_runs_are_not_the_usual_ones():
+    frame = table_of([made("bedkd", RARE["text"], rate=0.01), made("bedkd", "clean", rate=0.0),
+                      made("bedkd", RARE["text"], seed=1)])
+    assert list(usual(frame, "text")["seed"]) == [1]
+    assert frame["der"].isna().tolist() == [False, True, False]
+    assert frame["lost"].tolist() == pytest.approx([5, 5, 5])
 
 
 def test_a_run_that_is_there_twice_is_rejected(tmp_path, monkeypatch):
@@ -144,99 +275,122 @@ def test_a_run_that_is_there_twice_is_rejected(tmp_path, monkeypatch):
 
 def test_a_clear_order_is_never_chance_and_a_tie_is():
     quality = {"bedkd": 0.1, "dup": 0.5, "onion": 0.9}
-    clear = comparison.resampled(grid(lambda name, *_: quality[name]), "text", 500)
-    assert list(clear.rank(axis=1, ascending=False).mean().sort_values().index) == [
-        "BeDKD", "DUP", "ONION"]
-    assert (comparison.ahead(clear) == 1).all()
+    clear = grid(lambda name, *_: quality[name])
+    assert list(summary(clear, "text").index) == ["BeDKD (ours)", "DUP (ours)", "ONION"]
+    assert ahead(clear, "text", "BeDKD (ours)", "DUP (ours)")["distance"] == 1
     # One is better on two attacks, the other on the other two.
     swap = {("bedkd", a): 0.1 + 0.6 * (i < 2) for i, a in enumerate(USUAL["text"])} | {
         ("dup", a): 0.1 + 0.6 * (i >= 2) for i, a in enumerate(USUAL["text"])}
-    tied = comparison.resampled(grid(lambda name, attack, _: swap.get((name, attack), 0.95)),
-                                "text", 2000)
-    share = (tied["BeDKD"] > tied["DUP"]).mean()
-    assert 0.2 < share < 0.5 and (tied["ONION"] < tied["DUP"]).mean() > 0.9
-    low, high = tied["BeDKD"].quantile([.025, .975])
-    assert low < tied["BeDKD"].mean() < high and high - low > 0.2
+    tied = grid(lambda name, attack, _: swap.get((name, attack), 0.95))
+    assert 0.2 < ahead(tied, "text", "BeDKD (ours)", "DUP (ours)")["distance"] < 0.5
+    line = summary(tied, "text").loc["BeDKD (ours)"]
+    assert line["low"] < line["distance"] < line["high"] and line["high"] - line["low"] > 20
 
 
-def test_a_draw_is_the_same_for_all_defenses():
-    """One that is a constant worse loses every draw, however much the attacks differ."""
-    hard = dict(zip(USUAL["text"], (0.0, 0.3, 0.6, 0.9)))
-    drawn = comparison.resampled(grid(
-        lambda name, attack, seed: hard[attack] + 0.02 * seed + 0.01 * (name == "dup")),
-        "text", 300)
-    np.testing.assert_allclose(drawn["BeDKD"] - drawn["DUP"], 0.005)
-    assert drawn["BeDKD"].std() > 0.05
+def test_a_draw_is_the_same_for_defenses_with_the_same_models():
+    """One that is a constant worse loses every draw, however much attacks and seeds differ."""
+    hard = dict(zip(USUAL["text"], (0.1, 0.3, 0.6, 0.8)))
+    runs = grid(lambda name, attack, seed: hard[attack] + 0.05 * seed + 0.01 * (name == "dup"))
+    drawn = comparison.resampled(runs, "text")
+    np.testing.assert_allclose(drawn["DUP (ours)"] - drawn["BeDKD (ours)"], 1)
+    assert drawn["BeDKD (ours)"].std() > 5
 
 
-def test_only_seeds_that_every_defense_has_are_compared():
+def test_models_that_were_trained_anew_have_seeds_of_their_own():
+    """The seed of one says nothing of the other's; the attack is still the same."""
+    def spread_of(frame):
+        drawn = comparison.resampled(frame, "text")
+        return (drawn["DUP (ours)"] - drawn["BeDKD (ours)"]).std()
+
+    runs = [made(name, attack, seed, asr=0.2 + 0.2 * seed) for name in ("bedkd", "dup")
+            for attack in USUAL["text"] for seed in range(3)]
+    anew = [run if run["settings"]["defense"] == "dup" else made(
+        "bedkd", run["method"], run["seed"], run["metrics"]["asr"]["value"], cacc_before=0.91)
+        for run in runs]
+    assert spread_of(table_of(runs)) == 0 and spread_of(table_of(anew)) > 1
+
+
+def test_only_defenses_that_have_every_run_are_compared():
     """A defense with an easy seed more than the others would have an advantage."""
-    frame = grid(lambda name, attack, seed: 0.0 if seed == 2 else 0.5)
-    assert len(comparison.compared(frame, "text")) == 36
-    lacking = frame[~(frame["defense"].eq("DUP") & frame["seed"].eq(2)
-                      & frame["attack"].eq("stylebkd"))]
-    assert set(comparison.compared(lacking, "text")["seed"]) == {0, 1}
-    assert comparison.resampled(lacking, "text", 50).to_numpy().max() < 0.75
-    with pytest.raises(ValueError, match="no seed of text has every run: .*of 4"):
-        comparison.compared(frame.iloc[[0, 4, 9]], "text")
+    runs = grid(lambda name, attack, seed: 0.1 if seed == 0 else 0.5)
+    assert len(comparison.compared(runs, "text")) == 24
+    assert summary(runs, "text")["distance"].tolist() == pytest.approx([40] * 3)
+    lacking = runs[~(runs["defense"].eq("DUP (ours)") & runs["seed"].eq(2)
+                     & runs["attack"].eq("stylebkd"))]
+    assert "DUP (ours)" not in set(comparison.compared(lacking, "text")["defense"])
+    with pytest.raises(ValueError, match="no defense has all attacks of text on seeds .1, 2."):
+        comparison.compared(runs[runs["seed"].eq(1)], "text")
 
 
-def test_standings_by_hand():
-    frame = pd.concat([grid(lambda name, attack, _: 0.9 if attack == "stylebkd" and name == "dup"
-                            else {"bedkd": 0.1, "dup": 0.2, "onion": 1.0}[name]),
-                       table_of([made(name, "clean", seed, cacc=0.9 - loss, rate=0.0)
-                                 for name, loss in (("bedkd", 0.01), ("dup", 0.02), ("onion", 0))
-                                 for seed in range(3)])])
-    table = comparison.standings(frame, "text")
-    assert list(table.index) == ["BeDKD", "DUP", "ONION"]
-    assert list(table["worst ASR"]) == [10.0, 90.0, 100.0] and table.loc["DUP", "on"] == "StyleBkd"
-    assert list(table["lost, clean"]) == [1.0, 2.0, 0.0] and set(table["lost"]) == {5.0}
-    assert table.loc["BeDKD", "DER"] == pytest.approx(0.925, abs=0.006)
-    assert table.loc["BeDKD", "rank"] == "1 [1, 1]"
-    assert list(comparison.advice(frame, "text", ()).index) == ["ONION"]
-    assert list(comparison.advice(frame, "text", ("training set", "weights")).index) == [
-        "BeDKD", "DUP", "ONION"]
-    with pytest.raises(ValueError, match="unknown: .'money'.*training set"):
-        comparison.advice(frame, "text", ("money",))
+def test_a_summary_by_hand():
+    frame = pd.concat([
+        grid(lambda name, attack, seed: 0.9 if (name, attack, seed) == ("dup", "stylebkd", 0)
+             else {"bedkd": 0.05, "dup": 0.2, "onion": 1.0}[name]),
+        table_of([made(name, "clean", seed, cacc=0.9 - loss, rate=0.0)
+                  for name, loss in (("bedkd", 0.01), ("dup", 0.02), ("onion", 0))
+                  for seed in range(3)])])
+    table = summary(frame, "text")
+    assert list(table.index) == ["BeDKD (ours)", "DUP (ours)", "ONION"]
+    assert table["distance"].tolist() == pytest.approx([5, 10, 90])
+    # The worst run is that of all seeds, those the settings were chosen on as well.
+    assert table["worst"].tolist() == pytest.approx([5, 80, 90])
+    assert table.loc["DUP (ours)", "worst_on"] == "StyleBkd, seed 0"
+    assert table["clean"].tolist() == pytest.approx([1, 2, 0])
+    assert table["lost"].tolist() == pytest.approx([5] * 3)
 
 
 def test_every_defense_says_what_it_needs():
-    assert set(NEEDS) == set(NAMES.values())
-    for variant, name in NAMES.items():
+    assert set(NEEDS) == {*SHOWN.values(), *WHOSE.values()}
+    for variant, name in (SHOWN | WHOSE).items():
         given = isinstance(VARIANTS[variant], WITH_TRAIN_SET)
-        assert ("training set" in NEEDS[name]) == given, name
+        assert (NEEDS[name] == "training set") == given, name
+
+
+# --------------------------------------------------------------------------------- the page
+
+
+def test_a_cell_that_is_absent_has_a_reason(frame):
+    assert comparison.why_absent("image", "ONION", "sig") == "removes words; images have none"
+    assert comparison.why_absent("text", "CUBE", "synbkd") == "not run with SynBkd"
 
 
 def test_tables_name_attacks_as_the_field_does(frame):
     shown = comparison.leaderboard(frame).shown
-    assert {*shown["attack"]} == {*ATTACKS.values(), "clean"}
-    for kind, keys in USUAL.items():
-        assert {*shown[shown["kind"].eq(kind)]["attack"]} == {
-            "clean", *(ATTACKS[key] for key in (*keys, f"{RARE[kind]}, rare"))}
+    assert {*shown["Attack"]} == {*ATTACKS.values(), "none: clean model"}
+    assert {*shown["Poison"]} >= {"1%", "20%", "10%", "none"} and {*shown["Holds"]} == {*HOLDS}
 
 
-def test_the_leaderboard_is_plain_html_that_can_be_sorted(frame):
-    board = comparison.leaderboard(frame)
+def test_the_leaderboard_is_plain_html_that_can_be_sorted_and_filtered():
+    board = comparison.leaderboard(collect(STUDIES + ONCE))
     page = board._repr_html_()
     assert page.count("<tr>") == 1 + len(board.shown) and "<script" not in page
     assert 'class="dataframe bd-sortable"' in page and "data-order" in page
-    ders = board.order["DER"]
-    assert list(ders) == sorted(ders, reverse=True)
-    for name, unit in (("ASR", 100), ("DER", 100), ("s", 1)):
+    assert re.findall(r"<th data-filter>(\w+)<", page) == ["Data", "Holds", "Poison"]
+    for name in ("ASR", "Floor", "RA", "CACC lost"):
         for shown, key in zip(board.shown[name], board.order[name]):
-            assert not shown or float(shown.split()[0]) == pytest.approx(unit * key, abs=0.051)
+            assert shown == "–" or float(shown) == pytest.approx(key, abs=0.051)
+    assert not board.shown.isin(["", "nan", "-0.0"]).any(axis=None)
     tags = SortableTable(pd.DataFrame([["<b>"]], columns=["&"]), pd.DataFrame([['"']]), "c")
     assert "&lt;b&gt;" in tags._repr_html_() and "&amp;" in tags._repr_html_()
     with pytest.raises(ValueError, match="cannot be sorted by"):
         SortableTable(pd.DataFrame([[1]]), pd.DataFrame([[1, 2]]), "")
 
 
+def test_no_cell_of_a_table_on_the_page_is_empty():
+    for cell in PAGE["cells"]:
+        for output in cell.get("outputs", []):
+            page = "".join(output.get("data", {}).get("text/html", ""))
+            body = page.partition("<tbody>")[2]
+            assert not re.search(r"<td[^>]*>\s*(nan|NaN|None)?\s*</td>", body), cell["id"]
+
+
 def test_reported_figures_have_a_source_that_is_in_the_bibliography():
     keys = re.findall(r"@\w+\{(\w+),", (ROOT / "references.bib").read_text())
-    for row in json.loads((ROOT / "data/reported.json").read_text()):
-        assert row["source"] in keys and row["defense"] in NAMES.values()
-        assert row["attack"] in USUAL[row["kind"]]
-        assert all(0 <= row[name] <= 100 for name in ("asr", "cacc", "asr_before", "cacc_before"))
+    for entry in json.loads((ROOT / "data/reported.json").read_text()):
+        assert entry["source"] in keys and entry["defense"] in NAMES.values()
+        assert entry["attack"] in USUAL[entry["kind"]]
+        assert all(0 <= entry[name] <= 100
+                   for name in ("asr", "cacc", "asr_before", "cacc_before"))
 
 
 # ------------------------------------------------------------------------------- re-learning
@@ -299,7 +453,8 @@ def test_the_first_page_has_every_attack_and_every_defense(frame, landing):
     assert {*landing.ATTACKS} == {(kind, key) for kind, keys in USUAL.items() for key in keys}
     for kind, attacks in USUAL.items():
         for attack in attacks:
-            found = landing.models(frame[frame["kind"].eq(kind) & frame["attack"].eq(attack)])
+            cell = usual(frame, kind)
+            found = landing.models(cell[cell["attack"].eq(attack)])
             left = [float(asr.split()[0]) for _, asr, _ in found[1:-1]]
             assert left == sorted(left)
             assert {name for name, *_ in found} == {
@@ -309,7 +464,8 @@ def test_the_first_page_has_every_attack_and_every_defense(frame, landing):
 def test_a_bar_is_as_long_as_its_rate(landing):
     defended = [made("bedkd", seed=seed, asr=0.2 + seed / 10) for seed in (0, 1, 2)]
     found = landing.models(table_of([*defended, made("dup", asr=0.25)]))
-    assert [name for name, *_ in found] == [landing.MODEL[0], "DUP", "BeDKD", landing.MODEL[1]]
+    assert [name for name, *_ in found] == [
+        landing.MODEL[0], WHOSE["dup"], WHOSE["bedkd"], landing.MODEL[1]]
     assert [asr.split()[0] for _, asr, _ in found] == ["100.0", "25.0", "30.0", "10.0"]
     text = landing.table_of([("a <b>", "30.0 [1.0, 60.0]", "")], "of \"c\"")
     assert 'width:30.0%' in text and "a &lt;b&gt;" in text and "of &quot;c&quot;" in text
@@ -322,16 +478,15 @@ def test_a_bar_is_as_long_as_its_rate(landing):
 @pytest.mark.parametrize("name", ["fine-tuning", "STRIP"])
 def test_a_cell_made_again_lies_in_its_interval(frame, name, tmp_path):
     """By the printed command, from nothing but what a fresh machine has."""
-    rows = frame[frame["kind"].eq("image") & frame["defense"].eq(name)
-                 & frame["attack"].eq("badnets")]
-    chosen = rows[rows["seed"].eq(0)]["run"].item()
+    runs = usual(frame, "image").query("defense == @name and attack == 'badnets'")
+    chosen = runs[runs["seed"].eq(0)]["run"].item()
     command = shlex.split(chosen["command"])
     assert command[:3] == ["python", "-m", "bdutils.sweep"]
     subprocess.run([sys.executable, *command[1:], "--results", str(tmp_path)], check=True,
                    cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
     again = results.read(results.place(chosen["study"], chosen["name"], tmp_path))
     for metric in ("asr", "cacc"):
-        assert results.value(again, metric) in results.interval(list(rows["run"]), metric), metric
+        assert results.value(again, metric) in results.interval(list(runs["run"]), metric), metric
     assert again["data"] == chosen["data"]
     # A setting that was added later has a default that changes nothing.
     now, then = again["settings"], chosen["settings"]

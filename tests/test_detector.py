@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import itertools
 import math
 from dataclasses import replace
 from functools import cache, partial
@@ -13,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from helpers.checks import has_ranges, near
-from helpers.texts import CLEAN, NAMES, TRAIN, TWO_LAYERS, WORDS, at, detector, made
+from helpers.texts import CLEAN, NAMES, PUBLISHED, TRAIN, WORDS, detector, made
 from helpers.walls import SECRETS, names_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 from sklearn.metrics import calinski_harabasz_score
 
 from bdutils.attacks import adaptive
@@ -34,19 +34,18 @@ def random_states(n, layers=3, dims=4):
 
 
 def summed(states, labels, classes=2):
-    sums = Moments.none(classes, *states.shape[1:])
-    if len(labels):
-        sums.add(states, labels)
-    return sums
+    return Moments.of(states, torch.tensor(labels), classes)
 
 
 # ------------------------------------------------------------- sums and scores
 
 
 def check_DetectorConfig(kind):
-    has_ranges(kind, [("shrinkage", 1.0), ("weight", 0.0), ("weight", 1.0), ("layers", 1)],
+    has_ranges(kind, [("shrinkage", 1.0), ("weight", 0.0), ("weight", 1.0), ("layers", 1),
+                      ("folds", 1), ("choose", "index"), ("fuse", "weighted")],
                  [("shrinkage", 0.0), ("shrinkage", 1.01), ("fpr", 0.0), ("fpr", 1.0),
-                  ("weight", -0.01), ("weight", 1.01), ("weight", math.nan), ("layers", 0)])
+                  ("weight", -0.01), ("weight", 1.01), ("weight", math.nan), ("layers", 0),
+                  ("folds", 0), ("choose", "best"), ("fuse", "sum")])
 
 
 def check_mean_and_covariance(mean_and_covariance):
@@ -61,15 +60,13 @@ def check_mean_and_covariance(mean_and_covariance):
 
 
 @settings(max_examples=5)
-@given(st.permutations(range(24)), st.sets(st.integers(1, 23)))
-def test_whatever_order_and_chunks_the_statistics_are_those_of_numpy_and_sklearn(order, cuts):
+@given(st.permutations(range(24)))
+def test_in_any_order_the_statistics_are_those_of_numpy_and_sklearn(order):
     states, labels = random_states(24), [0, 1, 3] * 8  # nobody has class 2
     states += torch.tensor(labels)[:, None, None] * torch.ones(3, 1).tril()
-    sums = Moments.none(4, 3, 4)
-    shapes = [t.shape for t in vars(sums).values()]
-    for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), 24]):
-        sums.add(states[order[start:stop]], [labels[i] for i in order[start:stop]])
-    assert [t.shape for t in vars(sums).values()] == shapes  # they do not grow with n
+    sums = summed(states[order], [labels[i] for i in order], 4)
+    # They do not grow with n.
+    assert [t.shape for t in vars(sums).values()] == [(4,), (4, 3, 4), (3, 4, 4)]
     assert sums.counts.tolist() == [8, 8, 0, 8]
     for layer, mean, covariance, index in zip(states.unbind(1), *dt.mean_and_covariance(sums),
                                               dt.class_index(sums)):
@@ -127,10 +124,9 @@ SCORED = (*TRAIN.inputs[:10], "no", " ".join(WORDS))  # the longest pads the oth
 
 @cache
 def scorer(pooling):
-    chosen = replace(TWO_LAYERS, pooling=pooling)
-    found = dt.fit_detector(made(), CLEAN, CLEAN, chosen)
-    score = partial(dt.raw_scores, made(), mean=found.mean, root=found.root,
-                    layers=found.layers, pooling=pooling)
+    chosen = replace(PUBLISHED, pooling=pooling)
+    found = dt.fit_detector(made(), CLEAN, chosen, CLEAN)
+    score = partial(dt.raw_scores, made(), means=found.means, roots=found.roots, pooling=pooling)
     return score, torch.cat([score([text]) for text in SCORED])
 
 
@@ -140,12 +136,43 @@ def scorer(pooling):
 def test_a_score_is_the_texts_own(pooling, order, count, size):
     """Whatever the order, the batch and its padding, and how many texts are streamed at once."""
     score, alone = scorer(pooling)
-    assert alone.shape == (12, 2) and alone.std(0).min() > 0.01
+    assert alone.shape == (12, 4) and alone.std(0).min() > 0.01
     indices = order[:count]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dt, "stream", partial(dt.stream, size=size))
         found = score([SCORED[i] for i in indices])
     assert torch.allclose(found, alone[indices], atol=2e-5)
+
+
+def from_numbers(monkeypatch, states):
+    """Let texts be numbers of made-up states, seven at a time."""
+    monkeypatch.setattr(dt, "stream", lambda model, texts, pooling: (
+        states[[int(t) for t in texts[i:i + 7]]] for i in range(0, len(texts), 7)))
+
+
+def numbered(labels):
+    return CleanSet(tuple(map(str, range(len(labels)))), tuple(labels), NAMES)
+
+
+def test_no_clean_sample_is_scored_by_a_fit_that_has_seen_it(monkeypatch):
+    states = random_states(60, 4, 12)
+    from_numbers(monkeypatch, states)
+    clean = numbered([0, 1] * 30)
+    found = dt.fit_detector(None, clean, DetectorConfig(folds=4))
+    assert found.means.shape == (4, 4, 12) and found.clean.shape == (60, 5)
+    assert found.labels.tolist() == list(clean.labels)
+    for i in (0, 17, 42):
+        others = [j for j in range(60) if j % 4 != i % 4]
+        one = dt.fit_detector(None, clean.take(others), PUBLISHED, clean.take([i]))
+        assert torch.allclose(one.clean[0], found.clean[i], atol=1e-9)
+        # Training sample number i is scored by the same fit, which has not seen it either.
+        again = dt.raw_scores(None, clean.inputs, found.means, found.roots, "cls")
+        assert torch.allclose(again, found.clean, atol=1e-9)
+    # Seen, samples look closer than they are: the reason for the folds.
+    whole = dt.fit_detector(None, clean, PUBLISHED, clean).clean
+    assert whole[:, :4].mean() < 0.95 * found.clean[:, :4].mean()
+    with pytest.raises(ValueError, match="one fold needs other clean samples"):
+        dt.fit_detector(None, clean, PUBLISHED)
 
 
 # ------------------------------------------------------- one score, one threshold
@@ -154,57 +181,184 @@ def test_a_score_is_the_texts_own(pooling, order, count, size):
 TWO = torch.tensor([[1.0, 0.2], [3.0, 0.6]])
 
 
+def check_standardize(standardize):
+    raw = torch.tensor([[4.0, 0.5], [2.0, 0.2]])
+    assert standardize(raw, TWO).flatten().tolist() == near([2.0, 0.5, 0.0, -1.0])
+    # What is constant among clean samples is left in its own unit.
+    still = torch.tensor([[2.0, 0.4]] * 5)
+    assert standardize(raw[:1], still).flatten().tolist() == near([2.0, 0.1])
+
+
 def check_fuse(fuse):
     # (4 - 2) / 1 = 2 and (0.5 - 0.4) / 0.2 = 0.5; more in one of them is more by its weight.
     raw = torch.tensor([[4.0, 0.5], [5.0, 0.5], [4.0, 0.7]])
     for weight, base in ((1.0, 2.0), (0.0, 0.5), (0.5, 1.25), (0.9, 1.85)):
         assert fuse(raw, TWO, weight).tolist() == near([base, base + weight, base + 1 - weight])
-    # What is constant among clean samples is left in its own unit.
-    still = torch.tensor([[2.0, 0.4]] * 5)
-    assert fuse(torch.tensor([[2.5, 0.3]]), still, 0.5).tolist() == near([(0.5 - 0.1) / 2])
 
 
-def check_threshold_at(threshold_at):
-    # From -1 to +1, and 1 - fpr of the way up.
-    for fpr, wanted in ((0.05, 0.9), (0.2, 0.6), (0.5, 0.0)):
-        assert threshold_at(TWO, 0.5, fpr) == near(wanted)
-    assert threshold_at(at([-1.0, 1.0]), 0.75, 0.05) == near(0.75 * 0.9)
+def check_p_values(p_values):
+    clean = torch.tensor([[1.0, 8.0], [3.0, 6.0], [2.0, 7.0]])
+    new = torch.tensor([[0.0, 9.0], [2.0, 5.0], [2.5, 7.0], [9.0, 8.5]])
+    # Of three clean samples so many are as large, and the new one itself makes a fourth.
+    assert (4 * p_values(new, clean)).tolist() == [[4, 1], [3, 4], [2, 3], [1, 1]]
+    # Each of the three among the three.
+    assert (3 * p_values(clean, clean, own=True)).flatten().tolist() == near([3, 1, 1, 3, 2, 2])
+    many = torch.rand(500, 1, generator=torch.Generator().manual_seed(0))
+    assert (p_values(many, many, own=True) <= 0.05).sum() == 25
 
 
-def test_center_and_layers_come_from_calibration_and_only_the_scale_from_others(monkeypatch):
-    # Texts are numbers of made-up states.
+def check_by_label(by_label):
+    raw = torch.tensor([[12.0], [1.0], [3.0], [5.0]])
+    clean, known = torch.tensor([[10.0], [0.0], [14.0], [2.0]]), torch.tensor([1, 0, 1, 0])
+    # Class 1 has mean 12 and spread 2, class 0 has 1 and 1; nobody is like the third.
+    found = by_label(dt.standardize, raw, torch.tensor([1, 0, 0, 2]), clean, known)
+    assert found.flatten()[:3].tolist() == near([0.0, 0.0, 2.0])
+    assert found[3].item() == near((5 - 6.5) / (clean.std(correction=0).item()))
+    summed_up = by_label(lambda a, b: a.sum(1) + b.sum(), raw, torch.tensor([1, 0, 0, 1]),
+                         clean, known)
+    assert summed_up.tolist() == near([36.0, 3.0, 5.0, 29.0])
+
+
+def odds(count, n):
+    return log((count + 0.5) / (n - count + 0.5))
+
+
+def error(*pairs):
+    return math.sqrt(sum(1 / (count + 0.5) + 1 / (n - count + 0.5) for count, n in pairs))
+
+
+FOUR = ((30, 100), (8, 90), (3, 40), (2, 50))
+
+
+def check_evidence_of(evidence_of):
+    found = [z.item() for z in evidence_of(*(
+        (torch.tensor(float(count)), torch.tensor(n)) for count, n in FOUR))]
+    target, others, clean, rest = (odds(*pair) for pair in FOUR)
+    assert found == near([(target - clean) / error(FOUR[0], FOUR[2]),
+                          (target - others - clean + rest) / error(*FOUR)])
+
+
+def check_label_evidence(label_evidence):
+    # As many samples with label 1, and with others, as in the four pairs.
+    def flags(*pairs):
+        return torch.tensor([i < count for count, n in pairs for i in range(n)])
+
+    labels, known = (torch.tensor([1] * a + [0] * (b // 2) + [2] * (b // 2))
+                     for a, b in ((100, 90), (40, 50)))
+    high, clean = flags(*FOUR[:2]), flags(*FOUR[2:])
+    wanted = dt.evidence_of(*((torch.tensor(float(c)), torch.tensor(n)) for c, n in FOUR))
+    assert [z.item() for z in label_evidence(high, labels, clean, known, 1)] == near(
+        [z.item() for z in wanted])
+    both = label_evidence(torch.stack([high, ~high], 1), labels,
+                          torch.stack([clean, clean], 1), known, 1)
+    assert [z.shape for z in both] == [(2,), (2,)] and both[1][0].item() == near(wanted[1].item())
+
+
+def test_flags_that_a_clean_model_raises_more_for_one_label_are_no_contrast():
+    """A label that is flagged more among clean samples as well is not suspected for that."""
+    for_all = dt.evidence_of(*((torch.tensor(float(c)), torch.tensor(n)) for c, n in (
+        (300, 2000), (60, 2000), (60, 400), (12, 400))))
+    assert all(abs(z.item()) < 0.3 for z in for_all)
+    # Where only the training set has the contrast, it is evidence.
+    only = dt.evidence_of(*((torch.tensor(float(c)), torch.tensor(n)) for c, n in (
+        (600, 2000), (100, 2000), (20, 400), (20, 400))))
+    assert min(z.item() for z in only) > 4
+
+
+def labelled(n, layers, seed):
+    """Return scores (n, layers + 1) of two labels with scales of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 2
+    noise = torch.randn(n, layers + 1, generator=generator, dtype=torch.float64)
+    return (1 + 4 * labels[:, None]) * noise + 10 * labels[:, None], labels
+
+
+def judged(seed=0, shift=0.0, layer=1, **changes):
+    """Return a detector and the scores of a training set with a fifth of poison in label 1."""
+    clean, known = labelled(400, 3, 100 + seed)
+    raw, labels = labelled(1600, 3, seed)
+    poisoned = (labels == 1) & (torch.arange(1600) % 5 < 2)
+    raw[poisoned, layer] += shift * 5
+    config = DetectorConfig(layers=1, **changes)
+    judge = dt.Detector(None, None, torch.tensor([3.0, 2.0, 1.0]), clean, known, config)
+    return judge, raw, labels, poisoned
+
+
+def check_choose_layers(choose_layers):
+    for layer in (0, 1, 2):
+        judge, raw, labels, _ = judged(shift=2.5, layer=layer)
+        assert choose_layers(raw, labels, judge) == (layer,)
+        # Poison of the other label is found as well.
+        judge = replace(judge, labels=1 - judge.labels)
+        assert choose_layers(raw, 1 - labels, judge) == (layer,)
+    index = replace(judge, config=replace(judge.config, choose="index", layers=2))
+    assert choose_layers(raw, labels, index) == (0, 1)
+
+
+def check_joint_scores(joint_scores):
+    judge, raw, labels, poisoned = judged(shift=2.5)
+    scores = joint_scores(raw, labels, judge, (1,))
+    for label in (0, 1):
+        mine, kin = labels == label, judge.labels == label
+        p = dt.p_values(raw[mine][:, [1, -1]], judge.clean[kin][:, [1, -1]])
+        assert torch.allclose(scores[mine], -p.log().sum(1))
+    clean = joint_scores(judge.clean, judge.labels, judge, (1,), own=True)
+    # Large where poisoned; of the clean ones one label is flagged as often as the other.
+    high = scores > clean.quantile(0.95)
+    rates = [high[chosen].double().mean().item() for chosen in (
+        poisoned, (labels == 1) & ~poisoned, labels == 0)]
+    assert rates[0] > 0.5 and max(rates[1:]) < 0.1
+    plain = replace(judge, config=replace(judge.config, by_label=False, fuse="weighted"))
+    assert torch.allclose(joint_scores(raw, labels, plain, (0, 2)), dt.fuse(
+        dt.in_pairs(raw, (0, 2)), dt.in_pairs(judge.clean, (0, 2)), 0.5))
+
+
+def test_without_labels_the_wider_one_is_flagged_more_on_clean_data():
+    """Labels have scales of their own: the reason to compare with the same label."""
+    rates = {}
+    for by_label in (True, False):
+        judge, raw, labels, _ = judged(by_label=by_label)
+        scores = dt.joint_scores(raw, labels, judge, (0, 1))
+        clean = dt.joint_scores(judge.clean, judge.labels, judge, (0, 1), own=True)
+        high = scores > clean.quantile(0.95)
+        rates[by_label] = [high[labels == y].double().mean().item() for y in (0, 1)]
+    assert max(rates[True]) < 0.08 and min(rates[True]) > 0.02
+    assert rates[False][1] > 0.08 and rates[False][0] < 0.02
+
+
+def test_the_published_form_calibrates_on_one_part_and_takes_its_scale_from_another(monkeypatch):
     states, labels = random_states(60, 4, 3), tuple(i % 2 for i in range(60))
     for layer, gap in enumerate((0.5, 8.0, 2.0, 4.0)):  # layers 1, 3, 2, 0 in this order
         states[:, layer] += gap * torch.tensor(labels)[:, None]
-    monkeypatch.setattr(dt, "stream", lambda model, texts, pooling: (
-        states[[int(t) for t in texts[i:i + 7]]] for i in range(0, len(texts), 7)))
-    clean = CleanSet(tuple(map(str, range(60))), labels, NAMES)
+    from_numbers(monkeypatch, states)
+    clean = numbered(labels)
     fit = partial(dt.fit_detector, None)
     first, second = clean.take(range(40)), clean.take(range(59, 39, -1))
     for count, layers in ((1, (1,)), (2, (1, 3)), (3, (1, 3, 2)), (9, (1, 3, 2, 0))):
-        one = fit(first, second, replace(TWO_LAYERS, layers=count))
-        assert one.layers == layers and one.labels == second.labels
+        one = fit(first, replace(PUBLISHED, layers=count), second)
+        assert dt.detect(None, one, clean.inputs, labels).layers == layers
+        assert one.labels.tolist() == list(second.labels)
         assert torch.equal(one.clean, dt.raw_scores(
-            None, second.inputs, one.mean, one.root, layers, "cls"))
-    few = fit(first, second.take(range(5)), one.config)
-    assert all(torch.equal(getattr(one, n), getattr(few, n)) for n in ("mean", "root", "index"))
-    assert torch.equal(few.clean, one.clean[:5]) and few.layers == one.layers
-    other = fit(first.take(range(20)), second, one.config)
-    assert not any(torch.equal(getattr(one, n), getattr(other, n)) for n in ("mean", "root"))
+            None, second.inputs, one.means, one.roots, "cls"))
+    few = fit(first, one.config, second.take(range(5)))
+    assert all(torch.equal(getattr(one, n), getattr(few, n)) for n in ("means", "roots", "index"))
+    assert torch.equal(few.clean, one.clean[:5])
+    other = fit(first.take(range(20)), one.config, second)
+    assert not any(torch.equal(getattr(one, n), getattr(other, n)) for n in ("means", "roots"))
 
 
 def test_the_flags_of_a_real_model_are_those_of_plain_numpy(monkeypatch):
     """All states at once, inverse and singular values by numpy, threshold by quantile."""
     monkeypatch.setattr(dt, "stream", partial(dt.stream, size=7))
     first, second = CLEAN.take(range(30)), CLEAN.take(range(30, 60))
-    chosen = replace(TWO_LAYERS, fpr=0.3, weight=0.7)
-    fitted = dt.fit_detector(made(), first, second, chosen)
-    found = dt.detect(made(), fitted, TRAIN.inputs)
+    chosen = replace(PUBLISHED, fpr=0.3, weight=0.7)
+    fitted = dt.fit_detector(made(), first, chosen, second)
+    found = dt.detect(made(), fitted, TRAIN.inputs, TRAIN.labels)
     states = [hidden_states(made(), part.inputs)[:, 1:].double().numpy()
               for part in (first, second, TRAIN)]
     index = [calinski_harabasz_score(states[0][:, i], first.labels) for i in range(3)]
     layers = sorted(range(3), key=lambda i: -index[i])[:2]
-    assert fitted.index.tolist() == near(index, rel=1e-3) and fitted.layers == tuple(layers)
+    assert fitted.index.tolist() == near(index, rel=1e-3) and found.layers == tuple(layers)
     raw = []
     for part in states[1:]:
         far = []
@@ -222,52 +376,78 @@ def test_the_flags_of_a_real_model_are_those_of_plain_numpy(monkeypatch):
     assert found.indices == tuple(np.flatnonzero(scanned > line)) and 0 < len(found.indices) < 50
 
 
-def check_flags_by_chance(flags_by_chance):
-    assert flags_by_chance(1, 3, 0, 5) == near(3 / 8)  # one of these 3 is the largest of 8
-    assert flags_by_chance(2, 3, 2, 5) == near(1 / 2)  # (5 * 1 + 10 * 3) / 70: see below
-    assert flags_by_chance(0, 0, 2, 5) == near(1.0)  # a label that the training set has not
-    assert flags_by_chance(3, 10, 5, 5) == 1.0  # all clean samples lie above, too
-    assert flags_by_chance(3, 10, 0, 0) == 1.0  # there are none
-
-
-@pytest.mark.parametrize("m, n", [*itertools.product(range(1, 5), repeat=2)])
-def test_the_chance_of_flags_is_a_count_of_rankings(m, n):
-    """Every way to mix m threshold and n training samples in one order is as likely as another."""
-    mixes = [*itertools.combinations(range(m + n), m)]  # places of the first, from above
-    for above in range(m):
-        # The threshold is a threshold sample that has so many of its kind above it.
-        counts = [places[above] - above for places in mixes]
-        for flagged in range(n + 2):
-            wanted = sum(count >= flagged for count in counts) / len(counts)
-            assert dt.flags_by_chance(flagged, n, above, m) == near(wanted, abs=1e-12)
-
-
 def check_purity_of(purity_of):
-    # A tenth of the threshold samples lie above, so 100 clean samples would give 10 flags.
-    for flagged, wanted in ((40, 0.75), (20, 0.5), (10, 0.0), (5, 0.0), (0, 0.0)):
+    # A tenth of the clean samples lie above. Of 100 samples 40 are flagged: 33.3 are poisoned, and
+    # a tenth of the other 66.7 makes the rest.
+    for flagged, wanted in ((40, 5 / 6), (19, 10 / 19), (10, 0.0), (5, 0.0), (0, 0.0)):
         assert purity_of(flagged, 100, 2, 20) == near(wanted)
     assert purity_of(7, 100, 0, 20) == 1.0
-    assert purity_of(7, 100, 0, 0) == 0.0
+    assert purity_of(7, 100, 0, 0) == purity_of(7, 100, 5, 5) == 0.0
 
 
 def check_evidence_by_class(evidence_by_class):
-    # In units of the ten clean samples their distances are -0.5 (eight times) and 2 (twice: both
-    # are of class 1). Flags 1, 2, 3 and 7 carry the labels 1, 1, 0 and 2.
-    judge = detector(torch.tensor([[1.0, 0.0]] * 8 + [[5.0, 0.0]] * 2), (0,) * 5 + (1,) * 5,
-                     weight=1.0)
-    flags = Flags((1, 2, 3, 7), None, None, 1.0)
+    # Of ten clean samples two lie above, both of class 1. Flags 1, 2, 3 and 7 carry the labels
+    # 1, 1, 0 and 2.
+    judge = detector((0,) * 5 + (1,) * 5)
+    scores = torch.tensor([0.0, 2, 2, 2, 0, 0, 0, 2])
+    flags = Flags((1, 2, 3, 7), scores, None, 1.0, torch.tensor([0.0] * 8 + [2.0] * 2), ())
     found = evidence_by_class(judge, flags, (0, 1, 1, 0, 1, 0, 0, 2))
     assert [suspect.indices for suspect in found] == [(3,), (1, 2), (7,)]
-    # Class 0: 1 of 4 samples against 0 of 5, so one of 4 is the largest of 9. Class 1: 2 of 3
-    # against 2 of 5; of the four largest of 8 at most two are threshold samples: 35 / 70. Class 2
-    # cannot be compared with anything.
-    assert [suspect.chance for suspect in found] == near([4 / 9, 1 / 2, 1.0])
-    assert [suspect.purity for suspect in found] == near([1.0, 1 - 3 * 2 / 5 / 2, 0.0])
-    # With a distance of exactly the threshold a sample is not above it: the largest of four is
-    # one of the training set's two. A label that it has not is judged as well.
-    half = detector(at([-1.0, 1.0] * 2), (0, 0, 1, 1), weight=1.0)
-    assert evidence_by_class(half, Flags((0,), None, None, 1.0), (0, 0)) == [
-        ((0,), near(1 / 2), 1.0), ((), near(1.0), 0.0)]
+    assert [suspect.purity for suspect in found] == near([1.0, (1 - 3 * 2 / 5 / 2) / 0.6, 0.0])
+    pairs = {0: ((1, 4), (3, 4), (0, 5), (2, 5)), 1: ((2, 3), (2, 5), (2, 5), (0, 5)),
+             2: ((1, 1), (3, 7), (0, 0), (2, 10))}
+    for label, four in pairs.items():
+        target, others, clean, rest = (odds(*pair) for pair in four)
+        assert found[label].excess == near((target - clean) / error(four[0], four[2]))
+        assert found[label].contrast == near((target - others - clean + rest) / error(*four))
+        assert found[label].chance == near(norm.sf(found[label].excess))
+    # With exactly the threshold a sample is not above it. A label that the training set has not
+    # is judged as well.
+    half = flags._replace(indices=(0,), scores=torch.tensor([2.0, 1.0]),
+                          clean=torch.tensor([1.0, 0.0, 1.0, 0.0]))
+    few = evidence_by_class(detector((0, 0, 1, 1)), half, (0, 0))
+    assert [c.indices for c in few] == [(0,), ()]
+    assert [c.purity for c in few] == [1.0, 0.0]
+
+
+def false_alarms(rule, runs=40):
+    """Return how often a rule raises an alarm on made-up clean models, half with a wide label."""
+    alarms = 0
+    for seed in range(runs):
+        judge, raw, labels, _ = judged(seed, by_label=seed % 2 == 0)
+        layers = dt.choose_layers(raw, labels, judge)
+        scores = dt.joint_scores(raw, labels, judge, layers)
+        clean = dt.joint_scores(judge.clean, judge.labels, judge, layers, own=True)
+        line = clean.quantile(0.95).item()
+        z = [dt.label_evidence(scores > line, labels, clean > line, judge.labels, y)
+             for y in (0, 1)]
+        high = (scores > line).double()
+        ones, zeros = ((high[labels == y].sum(), (labels == y).sum()) for y in (1, 0))
+        z2 = (odds(*(x.item() for x in ones)) - odds(*(x.item() for x in zeros))) / error(
+            *(tuple(x.item() for x in pair) for pair in (ones, zeros)))
+        alarms += rule(z, abs(z2))
+    return alarms / runs
+
+
+def test_the_contrast_inside_the_training_set_alone_would_suspect_clean_models():
+    """Where one label has a wider scale, its samples are flagged more, poison or not."""
+    assert false_alarms(lambda z, z2: any(e > 4 and c > 3 for e, c in z)) == 0.0
+    assert false_alarms(lambda z, z2: z2 > 3) > 0.3
+
+
+def test_power_grows_with_the_poison_and_with_the_clean_samples():
+    def power(planted=1382, tpr=0.9, each=400, sizes=(3450, 2080), **options):
+        return dt.power(tpr, 0.05, planted, sizes, (each, each), **options)
+
+    assert power() > 0.99 and power(planted=0) == 0.0
+    few = [power(planted=n) for n in (50, 150, 300, 1000)]
+    assert few == sorted(few) and few[0] < 0.05 < 0.9 < few[-1]
+    small = [power(each=n, planted=800) for n in (50, 100, 200, 400)]
+    assert small == sorted(small) and small[0] < 0.3 < 0.7 < small[-1]
+    # Either cut alone leaves more.
+    assert power(planted=300, cuts=(4.0, -math.inf)) >= power(planted=300)
+    assert power(planted=300, cuts=(-math.inf, 3.0)) >= power(planted=300)
+    assert power(tpr=0.05) < 0.01  # poisoned samples that look like clean ones
 
 
 def check_class_wise(class_wise):
@@ -324,10 +504,6 @@ def altered(sums, **changes):
     return Moments(**{**vars(sums), **changes})
 
 
-def below(raw, clean, weight):
-    return dt.fuse(clean, clean, weight)
-
-
 def lone(found):
     """Return a set's first class alone, and nothing of the others."""
     return [found[0]] * len(found)
@@ -356,26 +532,57 @@ FLAWS = {  # of each function: what it would be with a slip, which its check mus
         lambda states: dt.transition(torch.cat([0 * states[:, :1], states], 1)),
         lambda states: dt.transition(states.mT),
         lambda states: dt.transition(states).clamp(min=0.1)],
+    check_standardize: [
+        lambda raw, clean: dt.standardize(raw, raw),
+        lambda raw, clean: dt.standardize(raw, clean + 1),
+        lambda raw, clean: (raw - clean.mean(0)) / clean.std(0),
+        lambda raw, clean: (raw - clean.mean(0)) / clean.std(0, correction=0)],
     check_fuse: [
         lambda raw, clean, weight: dt.fuse(raw, clean, 1 - weight),
-        lambda raw, clean, weight: dt.fuse(raw, raw, weight),
-        lambda raw, clean, weight: dt.fuse(raw, clean + 1, weight),
         lambda raw, clean, weight: dt.fuse(raw, clean, weight) / 2,
-        lambda raw, clean, weight: dt.fuse(raw, clean, 1.0),
-        below],
-    check_threshold_at: [
-        lambda clean, weight, fpr: dt.threshold_at(clean, weight, 1 - fpr),
-        lambda clean, weight, fpr: dt.threshold_at(clean, 1 - weight, fpr),
-        lambda clean, weight, fpr: dt.fuse(clean, clean, weight).max().item()],
-    check_flags_by_chance: [
-        lambda flagged, n, above, m: dt.flags_by_chance(flagged + 1, n, above, m),
-        lambda flagged, n, above, m: 1 - dt.flags_by_chance(flagged, n, above, m),
-        lambda flagged, n, above, m: dt.flags_by_chance(flagged, m, above, n),
-        lambda flagged, n, above, m: dt.flags_by_chance(flagged, n, max(0, above - 1), m),
-        lambda flagged, n, above, m: 0.0 if above == m else dt.flags_by_chance(
-            flagged, n, above, m)],
+        lambda raw, clean, weight: dt.fuse(raw, clean, 1.0)],
+    check_p_values: [
+        lambda raw, clean, own=False: dt.p_values(-raw, -clean, own),
+        lambda raw, clean, own=False: dt.p_values(raw, clean),
+        lambda raw, clean, own=False: dt.p_values(raw, clean, own=True),
+        lambda raw, clean, own=False: dt.p_values(raw, clean[:, [0, 0]] if clean.shape[1] > 1
+                                                  else clean, own)],
+    check_by_label: [
+        lambda compare, raw, labels, clean, known: compare(raw, clean),
+        lambda compare, raw, labels, clean, known: dt.by_label(
+            compare, raw, labels, clean, 1 - known),
+        lambda compare, raw, labels, clean, known: dt.by_label(
+            compare, raw, labels.sort().values, clean, known)],
+    check_evidence_of: [
+        lambda target, others, clean, rest: dt.evidence_of(target, others, rest, clean),
+        lambda target, others, clean, rest: dt.evidence_of(others, target, clean, rest),
+        lambda *four: dt.evidence_of(*four)[::-1],
+        lambda *four: dt.evidence_of(*((c + 0.5, n + 1) for c, n in four))],
+    check_label_evidence: [
+        lambda high, labels, clean, known, label: dt.label_evidence(
+            ~high, labels, clean, known, label),
+        lambda high, labels, clean, known, label: dt.label_evidence(
+            high, labels, clean, known, 0),
+        lambda high, labels, clean, known, label: dt.label_evidence(
+            clean, known, high, labels, label)],
+    check_choose_layers: [
+        lambda raw, labels, judge: dt.choose_layers(-raw, labels, judge),
+        lambda raw, labels, judge: tuple(range(judge.config.layers)),
+        lambda raw, labels, judge: dt.choose_layers(raw, labels, replace(
+            judge, config=replace(judge.config, choose="contrast")))],
+    check_joint_scores: [
+        lambda raw, labels, judge, layers, own=False: dt.joint_scores(
+            raw, labels, judge, (0,), own),
+        lambda raw, labels, judge, layers, own=False: dt.joint_scores(
+            raw, 1 - labels, judge, layers, own),
+        lambda raw, labels, judge, layers, own=False: dt.joint_scores(
+            raw, labels, replace(judge, config=replace(judge.config, by_label=False)),
+            layers, own),
+        lambda raw, labels, judge, layers, own=False: dt.joint_scores(
+            raw, labels, replace(judge, config=replace(judge.config, fuse="fisher")),
+            layers, own)],
     check_purity_of: [
-        lambda flagged, n, above, m: 1 - n * above / m / flagged if flagged and m else 0.0,
+        lambda flagged, n, above, m: max(0, 1 - n * above / m / flagged) if flagged and m else 0.0,
         lambda flagged, n, above, m: dt.purity_of(flagged, m, above, n),
         lambda *given: 1 - dt.purity_of(*given),
         lambda flagged, n, above, m: dt.purity_of(flagged, n, above, m or 1),
@@ -384,10 +591,11 @@ FLAWS = {  # of each function: what it would be with a slip, which its check mus
         lambda judge, flags, labels: dt.evidence_by_class(judge, flags, labels)[::-1],
         lambda judge, flags, labels: dt.evidence_by_class(judge, flags, (0,) * len(labels)),
         lambda judge, flags, labels: dt.evidence_by_class(
-            replace(judge, labels=judge.labels[::-1]), flags, labels),
+            replace(judge, labels=judge.labels.flip(0)), flags, labels),
         lambda judge, flags, labels: dt.evidence_by_class(
             judge, flags._replace(threshold=flags.threshold - 1e-6), labels),
         lambda judge, flags, labels: dt.evidence_by_class(judge, flags, labels)[:len({*labels})],
+        lambda *given: [c._replace(excess=c.contrast) for c in dt.evidence_by_class(*given)],
         lambda *given: lone(dt.evidence_by_class(*given))],
     check_class_wise: [
         lambda sums, shrinkage: dt.class_wise(sums, 0.0),

@@ -116,6 +116,17 @@ def test_a_slider_is_self_contained_and_stable():
     assert plt.get_fignums() == []  # nothing is left to be shown twice
 
 
+def test_two_sliders_over_the_same_values_do_not_move_each_other():
+    def identity(height):
+        def line(value):
+            plt.plot([value, height])
+            return "a line"
+
+        return frames(line, [1, 2], "height")._repr_html_().split('id="')[1].split('"')[0]
+
+    assert identity(1) == identity(1) != identity(2)
+
+
 def test_a_slider_needs_states():
     with pytest.raises(ValueError, match="at least two states"):
         frames(draw, [1], "height")

@@ -69,7 +69,7 @@ class BadNetsPatch(ImageTrigger):
     """BadNets: a white square in the lower right corner (Gu et al. 2017)."""
 
     size: int = 3
-    """Pixels a side, >= 1 (Wu et al. 2022)."""
+    """Pixels per side, >= 1 (Wu et al. 2022)."""
     strength: float = 1.0
     """0 leaves the image, 1 covers it (as in the source)."""
     name = "badnets"
@@ -110,7 +110,7 @@ class SIG(ImageTrigger):
     name = "sig"
 
     def paint(self, x: Tensor) -> Tensor:
-        """Add the wave and cut what leaves the range."""
+        """Add the wave, and clip to the range."""
         width = x.shape[3]
         angle = 2 * torch.pi * self.frequency * torch.arange(width) / width
         return (x + self.strength * angle.sin().to(x.device)).clamp(0, 1)
@@ -120,9 +120,9 @@ def warping_field(side: int, points: int, seed: int) -> Tensor:
     """Return a smooth field of shifts (1, side, side, 2).
 
     Args:
-        side: Pixels a side.
-        points: Control points a side, whose mean size is one.
-        seed: Of them.
+        side: Pixels per side.
+        points: Control points per side; their mean size is one.
+        seed: Of the control points.
 
     Source: Nguyen and Tran 2021, section 3.2.
     """
@@ -397,7 +397,7 @@ def fit_mask(mask_net: nn.Module, x: Tensor, density: float,
 def joint_loss(nets: nn.ModuleDict, victim: nn.Module,
                pair: tuple[Tensor, Tensor], labels: Tensor,
                target_label: int, config: GeneratorConfig) -> Tensor:
-    """Return a batch's loss: own triggers lead to the target, others not.
+    """Return the loss: own triggers lead to the target, others do not.
 
     Args:
         nets: The networks of the trigger.
@@ -506,7 +506,7 @@ def pgd(model: nn.Module, x: Tensor, label: int, epsilon: float,
     """Return images that a model no longer assigns to their class.
 
     Args:
-        model: That shall fail.
+        model: To be fooled.
         x: (n, C, H, W), 0 to 1, all of class `label`.
         label: Their class.
         epsilon: Largest change of a pixel.

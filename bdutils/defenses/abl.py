@@ -28,7 +28,7 @@ def ascent_loss(gamma: float) -> Callable[[Any, dict], Tensor]:
 
     return loss
 
-
+# %% ../../chapters/10_baselines.ipynb #c10-074b1
 def unlearning_loss(outputs: Any, batch: dict) -> Tensor:
     """Return the negative cross entropy: gradient ascent.
 

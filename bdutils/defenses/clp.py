@@ -35,7 +35,7 @@ def channel_bounds(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     kernels = (conv.weight * scale[:, None, None, None]).flatten(2)
     return torch.linalg.matrix_norm(kernels, ord=2)
 
-
+# %% ../../chapters/10_baselines.ipynb #c10-043n
 def norms_of(model: PreActResNet) -> Iterator[tuple[nn.Conv2d,
                                                     nn.BatchNorm2d]]:
     """Yield each norm with the convolution that comes before it.

@@ -109,7 +109,7 @@ STUDIES: dict[str, list[Run]] = {
                        *(run for name in (
                            "lora", "dup-unstopped", "dup-no-unlikelihood", "dup-uncapped",
                            "dup-batch-32", "dup-fast", "dup-forced", "dup-one-set",
-                           "dup-all-unlearned", "dup-one-eval")
+                           "dup-all-unlearned")
                          for run in defended(name, "sentiment", ["badnets"], [0.2]))],
     "dup-topic": defended("dup", "topic", ["badnets"], [0.2]),
     "dup-sst2": defended("dup", "sst2", FOUR, [0.2]),

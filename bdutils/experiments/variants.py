@@ -54,7 +54,7 @@ def changed(config: Any, **changes: Any) -> Any:
 _PLAIN = BeDKD(punish="none", trust_steps=0, cycles=4)
 _CURVE = changed(BeDKD(cycles=40, stop=False), module__epochs=5)
 # As `dup`, but nothing ends or steers the unlearning, to see where it leads.
-_FREE = changed(DUP(), stopping__eval_every=12, unlearning__gate=False, stopping__stop=False,
+_FREE = changed(DUP(), unlearning__match=False, stopping__eval_every=12, stopping__stop=False,
                 unlearning__epochs=4, unlearning__min_steps=0)
 _TEXT = TuneConfig(epochs=4, lr_share=1.0)
 # So many epochs over 100 clean samples are as many samples as NT-ML's 16 over 12,000.
@@ -87,7 +87,6 @@ VARIANTS: dict[str, Any] = {  # a registered class each
     "dup-fast": changed(DUP(), unlearning__lr=5e-4, unlearning__decay=True),
     "dup-one-set": DUP(disjoint=False),
     "dup-all-unlearned": DUP(monitored=0),
-    "dup-one-eval": changed(DUP(), stopping__average=1),
     "dup-causal": changed(DUP(), detector__pooling="last", unlearning__lr=2e-4,
                           adapter__modules=("q_proj", "k_proj", "v_proj", "o_proj"),
                           stopping__eval_every=4),

@@ -1,7 +1,6 @@
 """Texts of 27 words, and a classifier of random weights that reads them."""
 
 import random
-from dataclasses import replace
 from functools import cache
 
 import torch
@@ -17,7 +16,8 @@ WORDS = "the a film plot cast is was very and long dull warm odd new old with cf
 SIZES = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3,
          "num_attention_heads": 2, "max_position_embeddings": 32, "pad_token_id": 0,
          "initializer_range": 0.5}  # a wide start, so that texts differ in their states
-TWO_LAYERS = DetectorConfig(layers=2)
+# As the authors fit and weigh, but with two layers.
+PUBLISHED = DetectorConfig(folds=1, choose="index", layers=2, by_label=False, fuse="weighted")
 
 
 def built(config):
@@ -51,10 +51,6 @@ def context(**changes):
     return Context(**{"classifier": made(), "clean": CLEAN, "train": TRAIN, **changes})
 
 
-def at(z):
-    """Return raw scores whose distance is z spreads off the clean mean."""
-    return torch.tensor([[2 + value, 0.4] for value in z])
-
-
-def detector(clean, labels, **changes):
-    return Detector(None, None, None, (), clean, tuple(labels), replace(TWO_LAYERS, **changes))
+def detector(labels):
+    """Return one that knows nothing but the labels of its clean samples."""
+    return Detector(None, None, None, None, torch.tensor(labels), DetectorConfig())

@@ -86,7 +86,8 @@ class ResultFigure(SphinxDirective):
         attacks = [(kind, attack) for kind, some in comparison.USUAL.items() for attack in some]
         for kind, attack in sorted(attacks, key=list(ATTACKS).index):
             name, about = ATTACKS[kind, attack]
-            cell = frame[frame["kind"].eq(kind) & frame["attack"].eq(attack)]
+            cell = comparison.usual(frame, kind)
+            cell = cell[cell["attack"].eq(attack)]
             seeds = sorted(cell.groupby("defense")["seed"].nunique().unique())
             counted = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
             caption = f"{about} Percent, with 95% intervals; seeds: {counted}."

@@ -1,0 +1,92 @@
+"""The command line: `python -m bdutils audit MODEL --train FILE --clean FILE --out FOLDER`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from .samples import DataError
+
+NOTHING, WRONG, FOUND, STOPPED = 0, 2, 3, 130
+OPTIONS = {"text": "name yours with --text and --label", "label": "name yours with --text and "
+           "--label", "names": "say which answer of the model means which, in its order, with "
+           "--names NAME NAME ..."}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return what the command takes."""
+    top = argparse.ArgumentParser(prog="python -m bdutils")
+    commands = top.add_subparsers(dest="command", required=True)
+    audit = commands.add_parser(
+        "audit", help="look for a backdoor in a text classifier of your own",
+        description="Look for a backdoor in a text classifier, and repair it if asked to. Exit "
+        "status: 0 no evidence, 3 evidence, 2 something is wrong with what was given.")
+    audit.add_argument("model", help="folder or hub id of a sequence classifier of transformers")
+    audit.add_argument("--train", required=True, help="file of the samples it was trained on")
+    audit.add_argument("--clean", required=True, help="file of samples that you can vouch for")
+    audit.add_argument("--out", required=True, type=Path,
+                       help="folder for the report, with --repair for the repaired model")
+    audit.add_argument("--text", default="text", help="column of the texts")
+    audit.add_argument("--label", default="label", help="column of the labels")
+    audit.add_argument("--names", nargs="+", help="of the classes, in the order of the model's "
+                       "answers, where neither model nor files tell")
+    audit.add_argument("--repair", action="store_true",
+                       help="unlearn what is found; the report goes into the folder `report`")
+    return top
+
+
+def run(given: argparse.Namespace) -> int:
+    """Audit a model, and repair it if asked to.
+
+    Args:
+        given: By `parser`.
+
+    Returns:
+        The exit status.
+    """
+    from . import audit
+
+    report = given.out / "report" if given.repair else given.out
+    audit.require_ours(given.out)
+    context = audit.read_context(given.model, given.train, given.clean, given.text, given.label,
+                                 given.names)
+    found = audit.audit(context, quiet=False)
+    print(found.verdict)
+    if given.repair:
+        model, about = audit.repair(context)
+        audit.write_model(model, about, given.out, given.model)
+        print(f"{about['verdict']}: accuracy on clean samples {about['before'].value:.1%} before, "
+              f"{about['after'].value:.1%} after; the model is in {given.out}")
+    page = audit.write_report(found, context, report, given.model)
+    print(f"The report is {page}")
+    return FOUND if found.suspects else NOTHING
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Of the command, those of the process if None.
+
+    Returns:
+        The exit status.
+    """
+    given = parser().parse_args(arguments)
+    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+    try:
+        return run(given)
+    except DataError as error:
+        print(f"{error.reason}: {OPTIONS.get(error.option, error.remedy)}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped: nothing was written", file=sys.stderr)
+        return STOPPED
+    return WRONG
+
+
+if __name__ == "__main__":
+    sys.exit(main())

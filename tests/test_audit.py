@@ -1,0 +1,286 @@
+"""A model of one's own: what is found, what is written, what is said when something is wrong."""
+
+import csv
+import json
+import math
+import random
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import architectures as ar
+from helpers.images import TRAINING, thirds
+from helpers.texts import NAMES, WORDS, made
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from bdutils import __main__ as command
+from bdutils import audit
+from bdutils.data.tables import read_table
+from bdutils.defenses import detector
+from bdutils.defenses.base import Context
+from bdutils.defenses.detector import DetectorConfig
+from bdutils.defenses.dup import DUP, AdapterConfig, UnlearnConfig
+from bdutils.models.text import Classifier
+from bdutils.roles import CleanSet, TrainSet
+
+# So few samples that every step runs on a model that is no victim.
+FORCED = DUP(detector=DetectorConfig(fpr=0.5), adapter=AdapterConfig(rank=2), monitored=0,
+             unlearning=UnlearnConfig(epochs=1, min_steps=2), min_suspects=1, alpha=math.inf)
+
+
+def texts(count, seed):
+    """Texts of ten words without a trigger, and their labels."""
+    rng = random.Random(seed)
+    words = [word for word in WORDS if word != "cf"]
+    return [" ".join([*rng.choices(words, k=rng.randint(5, 9)), NAMES[i % 2], f"{i % 7}"])
+            for i in range(count)], [i % 2 for i in range(count)]
+
+
+def with_trigger(every, count=600, seed=1):
+    """A training set in which each `every`-th sample holds a word and has the label 1."""
+    those, labels = texts(count, seed)
+    for i in range(0, count, every):
+        those[i], labels[i] = f"{those[i]} cf", 1
+    return TrainSet(tuple(those), tuple(labels), NAMES)
+
+
+def suspected(train):
+    return Context(made(), CleanSet(*map(tuple, texts(400, 2)), NAMES), train)
+
+
+@pytest.fixture
+def victim(monkeypatch):
+    """States of three layers as a backdoored model has them: the trigger moves them."""
+    def states(classifier, inputs, pooling, size=512):
+        for start in range(0, len(inputs), size):
+            those = inputs[start:start + size]
+            moved = torch.tensor([6.0 * ("cf" in text.split()) for text in those])
+            rng = torch.Generator().manual_seed(start + len(inputs))
+            found = torch.randn(len(those), 3, 8, generator=rng, dtype=torch.float64)
+            found[:, :, 0] += moved[:, None]
+            yield found
+
+    monkeypatch.setattr(detector, "stream", states)
+
+
+def write(path, samples, names=None):
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "label"])
+        table.writerows((text, names[y] if names else y)
+                        for text, y in zip(samples.inputs, samples.labels))
+    return path
+
+
+@pytest.fixture
+def given(tmp_path):
+    """Folder and files of a tiny BERT, and the command with changes to what it is given."""
+    ar.save_tiny("bert", tmp_path / "model")
+    write(tmp_path / "train.csv", with_trigger(6, 120), ("negative", "positive"))
+    write(tmp_path / "clean.csv", suspected(with_trigger(6)).clean, ("negative", "positive"))
+
+    def run(*more, model="model", train="train.csv", clean="clean.csv", out="out",
+            names=("--names", "negative", "positive")):
+        return command.main(["audit", str(tmp_path / model), "--train", str(tmp_path / train),
+                             "--clean", str(tmp_path / clean), "--out", str(tmp_path / out),
+                             *more, *names])
+
+    run.folder = tmp_path
+    return run
+
+
+# ---------------------------------------------------------------- what is found
+
+def test_a_trigger_is_found_with_its_label_and_its_word(victim):
+    found = audit.audit(suspected(with_trigger(8)))
+    assert [finding.name for finding in found.suspects] == ["good"]
+    assert found.findings[0] is found.suspects[0]
+    phrase = found.suspects[0].phrases[0]
+    assert phrase.text == "cf" and phrase.evidence
+    assert phrase.of_all == phrase.of_label == 75 and phrase.flagged > 70
+    assert "“good”" in found.verdict
+
+
+def test_without_a_trigger_and_with_shuffled_labels_there_is_no_evidence(victim):
+    """The mutation of the test before: with the same texts, labels say nothing."""
+    train = with_trigger(8)
+    labels = list(train.labels)
+    random.Random(0).shuffle(labels)
+    for harmless in (TrainSet(*map(tuple, texts(600, 1)), NAMES), replace(train, labels=labels)):
+        found = audit.audit(suspected(harmless))
+        assert not found.suspects and found.verdict.startswith("No evidence")
+
+
+def test_a_rare_word_is_found_though_the_flags_are_too_few(victim, monkeypatch):
+    """Two samples in a hundred: the number of flags is no evidence, the word in them is."""
+    rare = suspected(with_trigger(50, count=1200))
+    found = audit.audit(rare)
+    assert [finding.name for finding in found.suspects] == ["good"]
+    assert found.suspects[0].contrast < DUP().contrast
+    assert found.suspects[0].phrases[0].text == "cf"
+    monkeypatch.setattr(audit, "CHANCE", 0)  # without this rule it is missed
+    assert not audit.audit(rare).suspects
+
+
+def test_the_evidence_rule_decides(victim):
+    """The mutation of the test before: without the rule a clean training set is suspect."""
+    harmless = suspected(TrainSet(*map(tuple, texts(600, 1)), NAMES))
+    assert audit.audit(harmless, replace(DUP(), alpha=math.inf, min_suspects=1)).suspects
+
+
+def test_power_grows_with_poison_and_with_clean_samples(victim):
+    train = with_trigger(8)
+    few = replace(suspected(train), clean=CleanSet(*map(tuple, texts(60, 2)), NAMES))
+    powers = [audit.audit(context).findings[0].power for context in (suspected(train), few)]
+    word, style = audit.FLAGGED
+    for power in powers:
+        for kind in (word, style):
+            assert list(power[kind]) == sorted(power[kind]) and 0 <= power[kind][0]
+        assert all(a >= b for a, b in zip(power[word], power[style]))
+    assert powers[0][word][-1] > 0.7 and powers[0][word][-1] > powers[1][word][-1]
+    assert powers[0][word][0] < 0.1
+
+
+def test_memory_does_not_grow_with_the_training_set(victim, monkeypatch):
+    sizes = []
+    read = audit._WithBar.__getitem__
+    monkeypatch.setattr(audit._WithBar, "__getitem__",
+                        lambda self, i: sizes.append(len(found := read(self, i))) or found)
+    found = audit.audit(suspected(with_trigger(8, count=1100)))
+    assert sizes == [512, 512, 76]
+    assert found.flags.raw.shape == (1100, 4)  # three layers and the transition
+
+
+def test_a_decoder_is_read_at_its_last_token(tmp_path):
+    model = Classifier.load(ar.save_tiny("gpt2", tmp_path))
+    assert audit.audit(replace(suspected(with_trigger(6, 120)), classifier=model)
+                       ).detector.config.pooling == "last"
+
+
+def test_images_are_for_another_method():
+    context = Context(object(), thirds(CleanSet, 60, 1), thirds(TrainSet, 60, 0), TRAINING)
+    with pytest.raises(ValueError, match="images have none: use NT-ML"):
+        audit.audit(context)
+
+
+# ---------------------------------------------------------------- what is written
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ar.NAMES)
+def test_every_architecture_gets_a_report_and_a_model(name, given, monkeypatch):
+    ar.save_tiny(name, given.folder / name)
+    modules = ("layer_1", "layer_2") if name == "xlnet" else None
+    forced = replace(FORCED, adapter=AdapterConfig(rank=2, modules=modules))
+    repaired = audit.repair
+    monkeypatch.setattr(audit, "repair", lambda context: repaired(context, forced))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of random weights nothing settles
+        assert given("--repair", model=name) in (
+            command.NOTHING, command.FOUND)
+    out = given.folder / "out"
+    assert "Label by label" in (out / "report/index.html").read_text()
+    assert len(read_table(out / "report/flagged.csv", ("text", "label")).columns) == 5
+    card = (out / "README.md").read_text()
+    assert "model, from" in card.splitlines()[0] and "Not checked" in card
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert model(**AutoTokenizer.from_pretrained(out)(["a film"], return_tensors="pt")
+                 ).logits.isfinite().all()
+    before, after = (load_file(folder / "model.safetensors") for folder in (
+        given.folder / name, out))
+    changed = any(not torch.equal(after[key], before[key]) for key in before.keys() & after.keys())
+    assert changed == (json.loads((out / "audit.json").read_text())["verdict"] == "purified")
+
+
+def test_the_page_needs_no_other_file_and_escapes_texts(given):
+    path = given.folder / "train.csv"
+    path.write_text(path.read_text() + '"<script>alert(1)</script> odd odd odd cf",positive\n' * 3)
+    assert given() in (command.NOTHING, command.FOUND)
+    page = (given.folder / "out/index.html").read_text()
+    assert "<script" not in page
+    assert not [part for part in page.split('src="')[1:] if not part.startswith("data:image/svg")]
+    assert "href=" not in page
+    record = json.loads((given.folder / "out/audit.json").read_text())
+    assert record["training samples"] == 123 and len(record["findings"]) == 2
+
+
+def test_what_was_there_stays_until_the_new_report_is_complete(given, monkeypatch, capsys):
+    given()
+    before = (given.folder / "out/index.html").read_bytes()
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(audit, "_record", stopped)  # the last that is written
+    assert given() == command.STOPPED
+    assert capsys.readouterr().err.endswith("stopped: nothing was written\n")
+    assert (given.folder / "out/index.html").read_bytes() == before
+    assert not list(given.folder.glob(".out*"))
+
+
+def test_files_of_others_are_not_replaced(given, capsys):
+    (given.folder / "out").mkdir()
+    (given.folder / "out/thesis.tex").write_text("all of it")
+    assert given() == command.WRONG
+    assert "holds files that are not of an audit" in capsys.readouterr().err
+    assert (given.folder / "out/thesis.tex").read_text() == "all of it"
+
+
+# ---------------------------------------------------------------- what is said
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"train": "nothing.csv"}, "nothing.csv"),
+    ({"model": "nowhere"}, "there is no folder"),
+    ({"train": "bare.csv"}, "has no column 'text': it has 'a', 'b' (from its first line, which "
+                            "must hold the names): name yours with --text and --label"),
+    ({"clean": "few.csv"}, "few.csv has 2 new samples of the class 'negative': give 20"),
+    ({"clean": "train.csv"}, "all samples of train.csv are in the training file as well"),
+    ({"clean": "other.csv"}, "other.csv has the class 'neutral', and the model knows"),
+    ({"clean": "unlabeled.csv"}, "has no label: drop such samples"),
+    ({"model": "headless"}, "head"),
+])
+def test_bad_input_is_told_in_a_sentence(given, capsys, change, said):
+    folder = given.folder
+    (folder / "bare.csv").write_text("a,b\nx,y\n")
+    (folder / "few.csv").write_text("text,label\none,negative\ntwo,negative\nthree,positive\n")
+    (folder / "other.csv").write_text("text,label\none,negative\ntwo,neutral\n")
+    (folder / "unlabeled.csv").write_text("text,label\none,negative\ntwo,\nthree,positive\n")
+    ar.save_tiny("bert", folder / "headless", headless=True)
+    assert given(**change) == command.WRONG
+    errors = capsys.readouterr().err.strip()
+    assert said in errors and "Traceback" not in errors
+    assert not (folder / "out").exists()
+
+
+def test_names_must_be_known_from_somewhere(given, capsys):
+    config = json.loads((given.folder / "model/config.json").read_text())
+    assert given(names=()) == command.WRONG  # LABEL_0 and LABEL_1 say nothing
+    assert "with --names NAME NAME" in capsys.readouterr().err
+    assert given(names=("--names", "a", "b", "c")) == command.WRONG
+    assert "gives 2 classes, not 3" in capsys.readouterr().err
+    config["id2label"] = {"0": "POSITIVE", "1": "negative"}
+    config["label2id"] = {"POSITIVE": 0, "negative": 1}
+    (given.folder / "model/config.json").write_text(json.dumps(config))
+    context = audit.read_context(*(given.folder / x for x in ("model", "train.csv", "clean.csv")))
+    assert context.train.label_names == ("POSITIVE", "negative")
+    table = read_table(given.folder / "train.csv", ("text", "label"))
+    assert [context.train.labels[i] for i in (0, 1)] == [
+        0 if table.columns["label"][i] == "positive" else 1 for i in (0, 1)]
+
+
+def test_clean_samples_that_the_model_has_seen_are_left_out(given):
+    lines = (given.folder / "clean.csv").read_text().splitlines()
+    seen = (given.folder / "train.csv").read_text().splitlines()[2:12]
+    (given.folder / "clean.csv").write_text("\n".join([*lines, *seen]) + "\n")
+    with pytest.warns(UserWarning, match="10 of 410 clean samples are in the training file"):
+        context = audit.read_context(given.folder / "model", given.folder / "train.csv",
+                                     given.folder / "clean.csv", names=("negative", "positive"))
+    assert len(context.clean) == 400 and not set(context.clean.inputs) & set(context.train.inputs)
+
+
+def test_of_many_clean_samples_as_many_of_each_class_are_used(given, monkeypatch):
+    monkeypatch.setattr(audit, "MOST", 100)
+    context = audit.read_context(given.folder / "model", given.folder / "train.csv",
+                                 given.folder / "clean.csv", names=("negative", "positive"))
+    assert [context.clean.labels.count(y) for y in (0, 1)] == [50, 50]
