@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 import tempfile
 import time
 import warnings
@@ -518,6 +519,8 @@ def write_model(model: Classifier, about: Mapping[str, Any], folder: str | Path,
     card = Environment(loader=PackageLoader("bdutils", "templates")).get_template("card.md.j2")
     with _whole(Path(folder)) as made:
         model.save(made)
+        if Path(folder, "report").is_dir():  # it stays until there is a new one
+            shutil.copytree(Path(folder, "report"), made / "report")
         made.joinpath("README.md").write_text(
             card.render(about=about, source=source, version=__version__), encoding="utf8")
         made.joinpath("audit.json").write_text(json.dumps(

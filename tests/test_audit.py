@@ -219,6 +219,18 @@ def test_what_was_there_stays_until_the_new_report_is_complete(given, monkeypatc
     assert not list(given.folder.glob(".out*"))
 
 
+def test_a_repair_that_is_stopped_keeps_the_report_before(given, monkeypatch):
+    given("--repair")
+    before = (given.folder / "out/report/index.html").read_bytes()
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(audit, "write_report", stopped)
+    assert given("--repair") == command.STOPPED
+    assert (given.folder / "out/report/index.html").read_bytes() == before
+
+
 def test_files_of_others_are_not_replaced(given, capsys):
     (given.folder / "out").mkdir()
     (given.folder / "out/thesis.tex").write_text("all of it")
