@@ -275,6 +275,46 @@ def hold_out(clean: CleanSet, share: float, seed: int) -> tuple[CleanSet, CleanS
     return clean.take([i for i in order if i not in chosen]), clean.take(held)
 
 
+def line_search(before: Model, after: Model, excess: Callable[[Model], float],
+                steps: int = 7) -> tuple[Model, float]:
+    """Return the first model on the way from one to the other whose excess is gone.
+
+    An unlearning often goes further than it should. Between the weights of the two models lies a
+    straight line, and along it the backdoor fades smoothly: bisection finds where to stop.
+
+    Args:
+        before: The suspected model, left as it is.
+        after: Repaired, of the same network, left as it is.
+        excess: Maps a model to a number from what the defender sees, above 0 as long as too much
+            of the backdoor is there.
+        steps: Of the bisection, >= 1; the place is known to 1 / 2^steps.
+
+    Returns:
+        A copy with the weights (1 - s) * before + s * after, and s. Where `after` has an excess
+        as well, s is 1.
+
+    Source: ours; Frankle et al. 2020 use such lines to look at training.
+    """
+    def between(share: float) -> Model:
+        model = clone(after)
+        old = before.model.state_dict()
+        for name, value in model.model.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(old[name].to(value), 1 - share)
+        return model
+
+    if excess(after) > 0:
+        return clone(after), 1.0
+    low, high = 0.0, 1.0
+    for _ in range(steps):
+        middle = (low + high) / 2
+        if excess(between(middle)) > 0:
+            low = middle
+        else:
+            high = middle
+    return between(high), high
+
+
 def accept_if_harmless(before: Model, after: Model, held_out: CleanSet | None,
                        max_loss: float | None) -> str:
     """Say whether a repair stands, or costs too much on held-out samples.
