@@ -9,27 +9,37 @@ import random
 import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from helpers.checks import has_ranges, same
+from scipy.stats import binom, hypergeom, nchypergeom_fisher
 from torch import nn
 
 from bdutils.defenses import bedkd as akd
 from bdutils.defenses import mapping
-from bdutils.defenses.base import Context, EpochLog, accept_if_harmless, stratified_split
-from bdutils.defenses.bedkd import AUTHORS, BeDKD, finished, purify
+from bdutils.defenses.base import (
+    Context,
+    EpochLog,
+    accept_if_harmless,
+    line_search,
+    stratified_split,
+)
+from bdutils.defenses.bedkd import AUTHORS, BeDKD, expected, finished, go_back, purify
 from bdutils.defenses.mapping import (
+    LabelCounts,
     LossConfig,
     ModuleConfig,
     ScanConfig,
     TeacherBatch,
     bedkd_loss,
     chance,
+    evidence,
     flip,
     gap,
+    purity_of_suspects,
     sample_terms,
     scan,
     teacher_batches,
@@ -468,24 +478,104 @@ def test_the_mean_gap_shrinks_with_the_number_of_classes(k):
     assert gap(away, away.roll(1, 1)).tolist() == pytest.approx([1.0] * k)
 
 
-def tail(n, hits, p):
-    return sum(math.comb(n, k) * p**k * (1 - p)**(n - k) for k in range(hits, n + 1))
+@pytest.mark.parametrize("flagged, n, above, m", [
+    (120, 128, 16, 32), (70, 128, 16, 32), (3, 128, 16, 32), (0, 4, 3, 5), (4, 4, 0, 5)])
+def test_chance_is_fishers_exact_test(flagged, n, above, m):
+    both = flagged + above
+    wanted = hypergeom.sf(flagged - 1, n + m, both, n)
+    assert chance(flagged, n, above, m) == pytest.approx(wanted, rel=1e-9)
+    for odds in (0.3, 1.0, 2.5):
+        wanted = nchypergeom_fisher.sf(flagged - 1, n + m, both, n, odds)
+        assert chance(flagged, n, above, m, odds) == pytest.approx(wanted, rel=1e-6)
 
 
-@pytest.mark.parametrize("labels, everyone, wanted", [
-    ([1] * 10, [0, 1] * 50, 2 * 0.5**10),
-    ([0] * 10, [0, 1] * 50, 2 * 0.5**10),
-    ([0, 1] * 5, [0, 1] * 50, 1.0),
-    ([1] * 3, [0, 1, 1, 1] * 9, 2 * 0.75**3),
-    ([2] * 4, [0, 1, 2, 3] * 9, 4 * 0.25**4),
-    ([1] * 5, [1] * 50, 1.0),  # one class only: nothing is strange
-    ([], [0, 1] * 50, 1.0),
-    ([0, 1] * 2500, [0, 1] * 2500, 1.0),
-    ([1] * 5000, [0, 1] * 2500, 0.0),
-    ([1] * 2600 + [0] * 2400, [0, 1] * 2500, float(2 * tail(5000, 2600, Fraction(1, 2)))),
-])
-def test_chance_by_hand(labels, everyone, wanted):
-    assert chance(labels, everyone) == pytest.approx(wanted, rel=1e-6, abs=1e-300)
+def test_chance_without_flags_on_one_side_is_one():
+    assert [chance(5, 5, 0, 0), chance(0, 0, 3, 5), chance(0, 0, 0, 0)] == [1.0] * 3
+
+
+def test_evidence_by_hand():
+    # Label 1: 3 of the 4 flags, and 1 of the 2 clean flags; it is three times as common in the
+    # training set. So k of its 4 flags lie there with C(4, k) C(2, 4 - k) 3^k ways.
+    rare, common = LabelCounts(10, 1, 1, 20, 1, 1), LabelCounts(30, 3, 2, 20, 1, 0)
+    ways = {k: math.comb(4, k) * math.comb(2, 4 - k) * 3**k for k in (2, 3, 4)}
+    tails = {1: (ways[3] + ways[4]) / sum(ways.values())}
+    ways = {k: math.comb(4, k) * math.comb(2, 2 - k) / 3**k for k in (0, 1, 2)}
+    tails[0] = (ways[1] + ways[2]) / sum(ways.values())
+    assert evidence((rare, common)) == pytest.approx(min(1.0, 2 * min(tails.values())))
+    one = LabelCounts(300, 100, 90, 320, 2, 1)
+    assert evidence((LabelCounts(300, 3, 3, 320, 20, 20), one)) < 1e-10
+    assert evidence((one,)) == evidence((LabelCounts(0, 0, 0, 320, 20, 20), one)) == 1.0
+    assert evidence((LabelCounts(300, 3, 3), LabelCounts(300, 100, 90))) == 1.0  # nothing clean
+
+
+def by_share(counts):
+    """Compare with a label's share of the data, as if all labels were flagged alike."""
+    flagged, scanned = (sum(own[i] for own in counts) for i in (1, 0))
+    return min(1.0, len(counts) * min(
+        float(binom.sf(own.flagged - 1, flagged, own.scanned / scanned)) for own in counts))
+
+
+def drawn(rng, poisoned, rates=(0.01, 0.06), scanned=1500, clean=320):
+    """Return counts of a model that is much surer of one class than of the other."""
+    counts = []
+    for label, rate in enumerate(rates):
+        bad = poisoned if label else 0
+        flags, above = rng.binomial(scanned, rate) + bad, rng.binomial(clean, rate)
+        counts.append(LabelCounts(scanned + bad, flags, flags, clean, above, above))
+    return tuple(counts)
+
+
+def check_evidence(rule):
+    """Draw 400 models without and 100 with a backdoor, of which 300 samples are found."""
+    rng = np.random.default_rng(0)
+    alarms = [rule(drawn(rng, 0)) < 0.02 for _ in range(400)]
+    assert sum(alarms) <= 14  # 8 at the stated rate, and two deviations more
+    # The other label: a backdoor that shows although clean samples favor the rival.
+    found = [rule(drawn(rng, 300, rates=(0.06, 0.03))) < 1e-3 for _ in range(100)]
+    assert sum(found) >= 80
+
+
+def test_false_alarms_are_as_rare_as_stated():
+    check_evidence(evidence)
+
+
+@pytest.mark.parametrize("flaw", [
+    by_share,  # the rule that was here before
+    lambda counts: evidence(tuple(own._replace(clean_flagged=16) for own in counts)),
+    lambda counts: 1.0])
+def test_every_flaw_of_the_evidence_is_noticed(flaw):
+    with pytest.raises(AssertionError):
+        check_evidence(flaw)
+
+
+def check_purity(purity_of_suspects):
+    """Expect the share that is poisoned when clean samples are suspects at a known rate."""
+    assert purity_of_suspects((LabelCounts(100, 9, 5, 50, 4, 0),)) == 1.0
+    # 200 of 1,000 samples are poisoned, 5% of the other 800 are suspects.
+    own = LabelCounts(1000, 300, 240, 400, 40, 20)
+    assert purity_of_suspects((own,)) == pytest.approx(200 / 240)
+    other = LabelCounts(600, 60, 30, 400, 40, 20)  # as many as by chance
+    assert purity_of_suspects((own, other)) == pytest.approx(200 / 270)
+    assert purity_of_suspects((other,)) == 0 and math.isnan(
+        purity_of_suspects((LabelCounts(9, 0, 0, 9, 0, 0),)))
+    assert purity_of_suspects((LabelCounts(9, 9, 9, 3, 3, 3),)) == 0  # no sample moves
+    assert purity_of_suspects((LabelCounts(9, 9, 9),)) == 1.0  # nothing is known
+
+
+def test_purity_by_hand():
+    check_purity(purity_of_suspects)
+
+
+@pytest.mark.parametrize("flaw", [
+    lambda counts: 1.0,
+    lambda counts: purity_of_suspects([own._replace(clean_suspects=own.clean_flagged)
+                                       for own in counts]),
+    lambda counts: purity_of_suspects([own._replace(suspects=own.flagged) for own in counts]),
+    lambda counts: sum(own.suspects - own.scanned * own.clean_suspects / own.clean
+                       for own in counts) / sum(own.suspects for own in counts)])
+def test_every_flaw_of_the_purity_is_noticed(flaw):
+    with pytest.raises((AssertionError, ZeroDivisionError)):
+        check_purity(flaw)
 
 
 class Table:
@@ -519,7 +609,8 @@ def test_the_scan_flags_small_gaps_and_keeps_what_the_teacher_believes():
     assert found.indices == (0, 4, 5)  # sample 2 is flagged, but the teacher says 1
     assert (found.flagged, found.scanned, found.threshold) == (4, 6, 0.1)
     assert len(found.held_out_gaps) == 0
-    assert found.chance == chance([1, 0, 0, 1], train.labels)
+    assert found.chance == 1.0  # there is nothing to compare the flags with
+    assert found.counts == (LabelCounts(3, 2, 1), LabelCounts(3, 2, 2)) and found.purity == 1.0
 
 
 def test_the_scan_stops_at_its_cap():
@@ -531,12 +622,24 @@ def test_the_scan_stops_at_its_cap():
     assert (whole.flagged, whole.scanned) == (100, 200)
 
 
+def with_clean(train, clean):
+    """Return two classifiers, and clean samples, of what `stage` made."""
+    held, one, two = clean
+    for table, more in zip(train[1:], (one, two)):
+        table.table |= more.table
+    return train, CleanSet(held.inputs, held.labels, held.label_names)
+
+
 def test_the_evidence_is_of_flagged_samples_among_scanned_ones():
     labels = [1, 0] * 10 + [1] * 100
-    train, teacher, module = stage([0.0, 0.4] * 60, labels=labels, guesses=[1, 1, 0, 0] * 30)
-    found = scan(teacher, module, train, None, replace(IN_FILE_ORDER, max_flagged=10), 0)
+    staged = stage([0.0, 0.4] * 60, labels=labels, guesses=[1, 1, 0, 0] * 30)
+    (train, teacher, module), held = with_clean(staged, stage(
+        [0.0, 0.4, 0.0, 0.4, 0.0, 0.4], [0, 0, 1, 1, 0, 1], [0, 0, 0, 1, 0, 1], tag="clean"))
+    found = scan(teacher, module, train, held, replace(IN_FILE_ORDER, max_flagged=10), 0)
     assert found.scanned == 19 and len(found.indices) == 5
-    assert found.chance == chance([1] * 10, labels[:19]) < 0.01 < chance([1] * 10, labels)
+    assert found.counts == (LabelCounts(9, 0, 0, 3, 2, 2), LabelCounts(10, 10, 5, 3, 1, 0))
+    assert found.chance == evidence(found.counts) < 0.2
+    assert found.purity == purity_of_suspects(found.counts) == 1.0
 
 
 def test_the_scan_goes_through_the_file_or_at_random():
@@ -613,8 +716,16 @@ def test_the_scan_does_not_depend_on_batches(size, monkeypatch):
     ([(math.nan, math.nan)] * 9, 1, False),  # nothing to observe
 ])
 def test_the_stopping_rule(seen, settle, done):
-    history = [EpochLog(i, rate, base) for i, (rate, base) in enumerate(seen)]
+    history = [EpochLog(i, rate, base, 0.9) for i, (rate, base) in enumerate(seen)]
     assert finished(history, settle) is done
+
+
+@pytest.mark.parametrize("purity, agreement, done", [
+    (1.0, 0.3, False), (0.8, 0.3, True), (0.8, 0.36, True), (0.8, 0.37, False), (0.9, 0.3, False)])
+def test_the_rule_allows_for_clean_suspects(purity, agreement, done):
+    history = [EpochLog(0, 1.0), EpochLog(1, agreement, 0.2, 1.0)]  # at .8: .16 + .2
+    assert finished(history, 4, purity) is done
+    assert expected(0.8, 0.2, 1.0) == pytest.approx(0.36) and expected(1.0, 0.2, 0.9) == 0.2
 
 
 def test_without_held_out_samples_only_the_turn_stops():
@@ -760,9 +871,10 @@ SUSPECTED = TrainSet(("a1", "b1", "c0", "d0"), (1, 1, 0, 0), ("no", "yes"))
 HELD = CleanSet(("e0", "f0", "g0", "h1", "i1"), (0, 0, 0, 1, 1), ("no", "yes"))
 
 
-def observe(indices, held_out, answers):
+def observe(indices, held_out, answers, *more, **options):
     """Return what the defender sees of a model that gives these answers."""
-    return akd.observer(Context(Words(None), HELD, SUSPECTED), indices, held_out)(answers.get)
+    return akd.observer(Context(Words(None), HELD, SUSPECTED), indices, held_out, *more,
+                        **options)(answers.get)
 
 
 def test_what_the_defender_sees_by_hand():
@@ -784,6 +896,15 @@ def test_the_defender_measures_only_where_something_can_be_decided():
     nobody = observe([], HELD, always)
     assert nobody[2] == pytest.approx(2 / 5) and all(map(math.isnan, nobody[:2]))
     assert all(map(math.isnan, observe([], None, always)))
+    asked = observe([0, 1, 2], HELD, always, turned=2.0)
+    assert asked == pytest.approx((2 / 3, (1 + 1 + 1) / 3, 2 / 5), abs=0.4) and asked[1] > 0.6
+
+
+def test_clean_samples_of_several_parts_count_alike():
+    answers = {"a1": 0, "b1": 0, "c0": 0, "d0": 1, "e0": 0, "f0": 1, "g0": 0, "h1": 0, "i1": 1}
+    whole = observe([0, 1, 2], HELD, answers)
+    parts = observe([0, 1, 2], HELD.take([0, 3]), answers, None, HELD.take([1, 2, 4]))
+    assert parts == pytest.approx(whole)
 
 
 @pytest.mark.parametrize("wrong, max_loss, verdict", [
@@ -800,6 +921,110 @@ def test_too_much_harm_is_undone(wrong, max_loss, verdict):
         ["the defense took the held-out accuracy from 100.0% to 40.0% "]
         if verdict == "undone" else [])
     assert accept_if_harmless(before, after, None, max_loss) == "purified"
+
+
+# ----------------------------------------------------------------- the way back
+
+
+class Pair(nn.Module):
+    """Two layers of one number each that are the same one, and a running mean."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.a = nn.Linear(1, 1, bias=False)
+        self.b = nn.Linear(1, 1, bias=False)
+        self.b.weight = self.a.weight
+        self.register_buffer("mean", torch.tensor(2 * value))
+        self.register_buffer("steps", torch.tensor(int(10 * value)))
+        nn.init.constant_(self.a.weight, value)
+
+
+def where(classifier):
+    return classifier.model.a.weight.item()
+
+
+def check_line_search(line_search):
+    before, after, asked = Words(Pair(1.0)), Words(Pair(-1.0)), []
+
+    def excess(model):
+        asked.append(where(model))
+        assert model.model.mean.item() == pytest.approx(2 * where(model), abs=1e-5)
+        return where(model) - 0.3
+
+    model, share = line_search(before, after, excess, steps=10)
+    assert share == pytest.approx(0.35, abs=2 / 1024) and share >= 0.35
+    assert where(model) == pytest.approx(0.3, abs=4 / 1024) == asked[-1] or where(model) <= 0.3
+    assert where(model) == pytest.approx(1 - 2 * share, abs=1e-6) and len(asked) == 11
+    assert model.model.mean.item() == pytest.approx(2 * where(model), abs=1e-5)
+    assert model.model.steps.item() == -10  # a count is that of the repaired model
+    assert model.model not in (before.model, after.model)
+    assert (where(before), where(after)) == (1.0, -1.0)
+    model, share = line_search(before, after, lambda model: where(model) + 2)
+    assert share == 1.0 and where(model) == -1.0 and model.model is not after.model
+
+
+def test_the_line_search_stops_where_the_excess_is_gone():
+    check_line_search(line_search)
+
+
+@pytest.mark.parametrize("flaw", [
+    lambda before, after, excess, steps=7: line_search(after, before, excess, steps),
+    lambda before, after, excess, steps=7: line_search(before, after, excess, 3),
+    lambda before, after, excess, steps=7: (after, 1.0),
+    lambda before, after, excess, steps=7: line_search(
+        before, after, lambda model: -excess(model), steps)])
+def test_every_flaw_of_the_line_search_is_noticed(flaw):
+    with pytest.raises(AssertionError):
+        check_line_search(flaw)
+
+
+def stand_in(model):
+    """See a model whose suspects, a fifth of them clean, lose their label along the way.
+
+    At the start they all keep it, and at the end those that are poisoned have it never, which is
+    rarer than the clean samples of other classes do.
+    """
+    way = (1 - model.a.weight.item()) / 2
+    return 0.8 * (1 - way) + 0.2 * 0.9, 0.15, 0.9
+
+
+def check_aim(go_back):
+    before, after = Words(Pair(1.0)), Words(Pair(-1.0))
+    model, seen = go_back(before, after, 0.8, stand_in)
+    poisoned = (where(model) + 1) / 2  # how often they keep their label
+    assert poisoned == pytest.approx(0.15, abs=0.01)
+    assert seen["share"] == pytest.approx(0.85, abs=0.01) and seen["purity"] == 0.8
+    assert seen["agreement"] == pytest.approx(seen["expected"], abs=0.01)
+    assert seen["expected"] == seen["expected_repaired"] == pytest.approx(0.3)
+    assert seen["agreement_repaired"] == pytest.approx(0.18)
+    assert all(type(value) is float for value in seen.values())
+    model, seen = go_back(before, Words(Pair(0.0)), 0.8, stand_in)  # not far enough
+    assert where(model) == 0.0 and seen["share"] == 1.0
+    assert seen["agreement"] == seen["agreement_repaired"] == pytest.approx(0.58)
+
+
+def test_the_repair_ends_at_the_floor_and_not_below():
+    check_aim(go_back)
+
+
+def one_sided(before, after, purity, observe):
+    _, seen = go_back(before, after, purity, observe)
+    return after, seen | {"share": 1.0}
+
+
+def without_purity(before, after, purity, observe):
+    model, seen = go_back(before, after, 1.0, observe)
+    return model, seen | {"purity": purity}
+
+
+def without_accuracy(before, after, purity, observe):
+    return go_back(before, after, purity, lambda model: (*observe(model)[:2], 0.0))
+
+
+@pytest.mark.parametrize("flaw", [one_sided, without_purity, without_accuracy])
+def test_every_flaw_of_the_aim_is_noticed(flaw):
+    with pytest.raises(AssertionError):
+        check_aim(flaw)
 
 
 # -------------------------------------------------------------- end to end
@@ -852,22 +1077,25 @@ def test_the_same_seed_gives_the_same_model_with_a_callback_or_without(context):
 def test_only_the_first_suspects_are_punished_and_the_others_observed(tiny, context, monkeypatch):
     used = {}
 
-    def purify(teacher, trust, punish, observe, *rest, **options):
-        used.update(trust=trust, punish=punish)
+    def purify(teacher, trust, punish, observe, *rest, purity, **options):
+        used.update(trust=trust, punish=punish, purity=purity)
         return teacher, []
 
-    def observer(context, indices, held_out):
-        used.update(indices=list(indices), held_out=held_out)
+    def observer(context, indices, *held_out, turned):
+        used.update(indices=list(indices), clean=sum(len(part) for part in held_out))
 
     monkeypatch.setattr(akd, "purify", purify)
     monkeypatch.setattr(akd, "observer", observer)
-    found = SMALL(context).report["suspects"].indices
+    suspects = replace(SMALL, aim=False)(context).report["suspects"]
+    found = suspects.indices
     assert len(found) > 3 and used["indices"] == list(found[3:])
+    assert used["purity"] == suspects.purity
     ids = [tuple(one[mask.bool()].tolist()) for batch in used["punish"]
            for one, mask in zip(batch.inputs["input_ids"], batch.mask)]
     assert sorted(ids) == sorted(map(tuple, tiny.encode(context.train.take(found[:3]).inputs)))
-    assert sum(len(batch.labels) for batch in used["trust"]) == 8 and len(used["held_out"]) == 6
-    replace(SMALL, punish_samples=100)(context)
+    assert sum(len(batch.labels) for batch in used["trust"]) == 8
+    assert used["clean"] == 12  # those of the module, too, are new to the student
+    replace(SMALL, aim=False, punish_samples=100)(context)
     assert used["indices"] == list(found)  # none is left over, so the punished ones tell
 
 
@@ -929,9 +1157,34 @@ def test_a_defense_says_what_it_lacks(tiny, context):
         SMALL(Context(tiny, renamed, context.train))
 
 
+def test_the_aim_is_the_last_step_and_can_be_left_out(context, monkeypatch):
+    asked = []
+
+    def way(before, after, purity, observe):
+        asked.append((before, after, purity))
+        return replace(after), {"share": 0.5}
+
+    plain = replace(SMALL, aim=False)(context)
+    assert plain.report.keys() == {"module", "suspects"}
+    monkeypatch.setattr(akd, "go_back", way)
+    found = SMALL(context)
+    (before, after, purity), = asked
+    assert before is context.classifier and purity == found.report["suspects"].purity
+    assert same(after.model.state_dict(), plain.model.model.state_dict())
+    assert found.report["share"] == 0.5 and repr(found.history) == repr(plain.history)
+    for other in (replace(SMALL, stop=False), replace(SMALL, punish="none")):
+        assert "share" not in other(context).report
+    assert len(asked) == 1
+
+
+def test_threshold_and_rates_rest_on_all_samples_that_the_module_has_not_seen(context):
+    found = SMALL(context).report["suspects"]
+    assert len(found.held_out_gaps) == 14
+    assert [own.clean for own in found.counts] == [7, 7]
+
+
 def test_suspects_can_be_found_alone(context):
-    parts = stratified_split(context.clean, SMALL.shares, SMALL.seed)
-    module, suspects = akd.find_suspects(context, SMALL, parts)
+    module, suspects = akd.find_suspects(context, SMALL)
     report = SMALL(context).report
     assert suspects._replace(held_out_gaps=0) == report["suspects"]._replace(held_out_gaps=0)
     assert same(module.model.state_dict(), report["module"].model.state_dict())
@@ -980,7 +1233,7 @@ def test_the_authors_values():
                         max_flagged=128, alpha=1.0),
         shares=(0.2, 0.8, 0.0), lr=3e-5, batch_size=16, temperature=2.5, cycles=50,
         trust_steps=0, punish_steps=0, punish_lr=0.0, punish="flagged", punish_samples=33,
-        stop=False, settle=AUTHORS.settle, max_loss=AUTHORS.max_loss, seed=42)
+        stop=False, aim=False, settle=AUTHORS.settle, max_loss=AUTHORS.max_loss, seed=42)
     clean = samples_of(CleanSet, [0, 1] * 400)
     parts = stratified_split(clean, AUTHORS.shares, AUTHORS.seed)
     sizes = [Counter(part.labels) if part else None for part in parts]

@@ -20,15 +20,17 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import itertools
 import math
 import random
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..metrics import REJECTED, cacc
 from ..models.adopt import architecture, check_classes, require_float32
@@ -295,16 +297,18 @@ def line_search(before: Model, after: Model, excess: Callable[[Model], float],
 
     Source: ours; Frankle et al. 2020 use such lines to look at training.
     """
+    model = clone(after)
+
+    @torch.no_grad()
     def between(share: float) -> Model:
-        model = clone(after)
-        old = before.model.state_dict()
-        for name, value in model.model.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(old[name].to(value), 1 - share)
+        # By parameter, not by name: what two names share is moved once.
+        for at, old, new in zip(*map(_weights, (model, before, after)), strict=True):
+            if at.is_floating_point():
+                at.copy_(torch.lerp(old, new, share))
         return model
 
     if excess(after) > 0:
-        return clone(after), 1.0
+        return model, 1.0
     low, high = 0.0, 1.0
     for _ in range(steps):
         middle = (low + high) / 2
@@ -337,6 +341,10 @@ def accept_if_harmless(before: Model, after: Model, held_out: CleanSet | None,
     warnings.warn(f"the defense took the held-out accuracy from {was:.1%} to {now:.1%} and was "
                   "undone: lower lr, or give more clean samples", stacklevel=4)
     return "undone"
+
+
+def _weights(classifier: Model) -> Iterator[Tensor]:
+    return itertools.chain(classifier.model.parameters(), classifier.model.buffers())
 
 
 def _shape(model: nn.Module) -> tuple:

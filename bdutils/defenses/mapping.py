@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['Reader', 'LossConfig', 'TeacherBatch', 'sample_terms', 'bedkd_loss', 'read_text', 'teacher_batches', 'learn', 'adam',
-           'ModuleConfig', 'flip', 'mapping_module', 'gap', 'ScanConfig', 'chance', 'Suspects', 'scan']
+           'ModuleConfig', 'flip', 'mapping_module', 'gap', 'ScanConfig', 'chance', 'LabelCounts', 'evidence',
+           'purity_of_suspects', 'Suspects', 'scan']
 
 # %% ../../chapters/05_mapping_module.ipynb #c05-006
 import copy
@@ -12,9 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import binom
+from scipy.special import gammaln, logsumexp
 from torch import Tensor, nn
 
 from .base import check_range
@@ -290,35 +292,104 @@ class ScanConfig:
     """See `gap`; ours, no, since its scale depends on K [yes]."""
     shuffled: bool = True
     """Scan in random order; ours [no, in the order of the file]."""
-    max_flagged: int = 128
-    """Stop after so many suspicious samples, >= 1 [128]."""
+    max_flagged: int = 256
+    """Stop after so many suspicious samples, >= 1; ours, since those that are
+    not punished tell where to stop [128]."""
     alpha: float = 1e-3
-    """The scan is evidence of a backdoor if chance would do the same with a
-    smaller probability; ours [1, always go on]."""
+    """The scan is evidence of a backdoor if a model without one would do the
+    same with a smaller probability: the rate of false alarms; ours [1, always
+    go on]."""
 
     def __post_init__(self) -> None:
         """Reject what cannot search."""
         check_range(self, 0 <= self.fpr <= 1 and self.max_flagged >= 1)
 
 # %% ../../chapters/05_mapping_module.ipynb #c05-052
-def chance(labels: Sequence[int], everyone: Sequence[int]) -> float:
-    """Return how easily samples drawn at random would share a label so often.
+def chance(flagged: int, n: int, above: int, m: int, odds: float = 1) -> float:
+    """Return how easily a label would get so many of the flags.
+
+    Without a backdoor, flags of the training set favor a label as those of
+    clean samples do, so only their number in all is given.
 
     Args:
-        labels: Of the suspicious samples.
-        everyone: Of all scanned samples.
+        flagged: Flagged training samples with the label.
+        n: Flagged training samples in all.
+        above: Flagged clean samples of the label.
+        m: Flagged clean samples in all.
+        odds: How much more common the label is in the training set, as a
+            ratio of odds.
 
     Returns:
-        The smallest upper binomial tail over the classes, times their number
-        (Bonferroni), at most 1.
+        Upper tail of the noncentral hypergeometric distribution.
+
+    Source: Fisher 1935.
     """
-    classes = set(everyone)
-    tails = [binom.sf(labels.count(label) - 1, len(labels),
-                      everyone.count(label) / len(everyone))
-             for label in classes]
-    return min(1.0, len(classes) * float(min(tails)))
+    both = flagged + above
+    k = np.arange(max(0, both - m), min(n, both) + 1)
+    ways = k * math.log(odds) - sum(map(gammaln, (
+        k + 1, n - k + 1, both - k + 1, m - both + k + 1)))
+    return float(np.exp(logsumexp(ways[k >= flagged]) - logsumexp(ways)))
+
 
 # %% ../../chapters/05_mapping_module.ipynb #c05-054
+class LabelCounts(NamedTuple):
+    """How many samples carry one label."""
+
+    scanned: int
+    """In the training set, as far as it was scanned."""
+    flagged: int
+    """Of these, with a small gap."""
+    suspects: int
+    """Of these, those whose label the teacher gives as well."""
+    clean: int = 0
+    """Among the clean samples."""
+    clean_flagged: int = 0
+    """Of these, with a small gap."""
+    clean_suspects: int = 0
+    """Of these, those whose label the teacher gives as well."""
+
+
+def evidence(counts: Sequence[LabelCounts]) -> float:
+    """Return how easily a model without a backdoor would raise such flags.
+
+    Args:
+        counts: By label.
+
+    Returns:
+        The smallest `chance` of a label, times their number (Bonferroni), at
+        most 1; also 1 without clean samples.
+    """
+    sums = LabelCounts(*map(sum, zip(*counts)))
+    tails = [1.0]
+    for own in counts:
+        here, there = sums.scanned - own.scanned, sums.clean - own.clean
+        if own.scanned * here * own.clean * there:
+            tails.append(chance(own.flagged, sums.flagged, own.clean_flagged,
+                                sums.clean_flagged,
+                                own.scanned * there / (here * own.clean)))
+    return min(1.0, len(counts) * min(tails))
+
+
+# %% ../../chapters/05_mapping_module.ipynb #c05-054a
+def purity_of_suspects(counts: Sequence[LabelCounts]) -> float:
+    """Return the share of suspects that clean samples do not account for.
+
+    Args:
+        counts: By label.
+
+    Returns:
+        0 to 1, NaN without suspects.
+    """
+    beyond, suspects = 0.0, sum(own.suspects for own in counts)
+    for own in counts:
+        rate = own.clean_suspects / own.clean if own.clean else 0.0
+        if rate < 1:
+            # It is the rate of the samples that are not poisoned, of no other.
+            extra = max(0.0, own.suspects - rate * own.scanned)
+            beyond += extra / (1 - rate)
+    return min(1.0, beyond / suspects) if suspects else math.nan
+
+
 class Suspects(NamedTuple):
     """What the scan found."""
 
@@ -333,7 +404,12 @@ class Suspects(NamedTuple):
     held_out_gaps: Tensor
     """(m,) of the held-out clean samples."""
     chance: float
-    """See `chance`."""
+    """See `evidence`."""
+    counts: tuple[LabelCounts, ...] = ()
+    """By label, what `chance` and `purity` rest on."""
+    purity: float = math.nan
+    """See `purity_of_suspects`."""
+
 
 # %% ../../chapters/05_mapping_module.ipynb #c05-055
 def _search(order: Sequence[int], train: TrainSet, measure: Callable,
@@ -354,6 +430,19 @@ def _search(order: Sequence[int], train: TrainSet, measure: Callable,
             if len(flagged) == max_flagged:
                 return flagged, agreed, scanned
     return flagged, agreed, scanned
+
+def _threshold(config: ScanConfig, gaps: Tensor) -> float:
+    if config.threshold is not None:
+        return config.threshold
+    if not len(gaps):
+        raise ValueError("a threshold needs held-out samples: give "
+                         "threshold=... or a second or third share")
+    return gaps.quantile(config.fpr).item()
+
+
+def _labels_of(examples: Examples, *parts: Sequence[int]) -> list[list[int]]:
+    return [[examples.labels[i] for i in part] for part in parts]
+
 
 # %% ../../chapters/05_mapping_module.ipynb #c05-056
 def scan(teacher: Model, module: Model, train: TrainSet,
@@ -378,19 +467,21 @@ def scan(teacher: Model, module: Model, train: TrainSet,
         return logits.argmax(1).tolist(), gap(
             logits, module.logits(inputs), config.mean_gap)
 
-    clean_gaps = measure(held_out.inputs)[1] if held_out else torch.empty(0)
-    threshold = config.threshold
-    if threshold is None:
-        if held_out is None:
-            raise ValueError("a threshold needs held-out samples: give "
-                             "threshold=... or a third share")
-        threshold = clean_gaps.quantile(config.fpr).item()
+    guesses, gaps = (measure(held_out.inputs) if held_out
+                     else ([], torch.empty(0)))
+    threshold = _threshold(config, gaps)
     order = list(range(len(train)))
     if config.shuffled:
         random.Random(seed).shuffle(order)
     flagged, agreed, scanned = _search(order, train, measure, threshold,
                                        config.max_flagged)
-    labels = [train.labels[i] for i in order[:scanned]]
-    found = chance([train.labels[i] for i in flagged], labels)
-    return Suspects(tuple(agreed), len(flagged), scanned, threshold,
-                    clean_gaps, found)
+    groups = _labels_of(train, order[:scanned], flagged, agreed)
+    if held_out:
+        low = [i for i, delta in enumerate(gaps.tolist()) if delta < threshold]
+        groups += _labels_of(held_out, range(len(held_out)), low, [
+            i for i in low if guesses[i] == held_out.labels[i]])
+    counts = tuple(LabelCounts(*(labels.count(k) for labels in groups))
+                   for k in range(train.num_labels))
+    return Suspects(tuple(agreed), len(flagged), scanned, threshold, gaps,
+                    evidence(counts), counts, purity_of_suspects(counts))
+

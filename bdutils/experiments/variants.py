@@ -266,8 +266,7 @@ def _retrain(context: Context, defense: BeDKD) -> Outcome:
     """Train anew without the suspects of BeDKD's scan, as many as there are."""
     start = time.perf_counter()
     context.require("retraining", train=True, training=True)
-    module, suspects = find_suspects(
-        context, defense, stratified_split(context.clean, defense.shares, defense.seed))
+    module, suspects = find_suspects(context, defense)
     searched = time.perf_counter()
 
     def train_on(kept: TrainSet) -> Model:
