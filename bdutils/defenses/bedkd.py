@@ -175,7 +175,9 @@ def observer(context: Context, indices: Sequence[int],
                          for label in student.predict(part.inputs)]
             accuracy = _share(predicted, labels)
             if suspects:
-                base = base_rate(predicted, labels, suspects.labels)
+                # A poisoned model leans to its target on clean samples too.
+                base = min(base_rate(predicted, labels, suspects.labels),
+                           (1 - accuracy) / (suspects.num_labels - 1))
         return agreement, base, accuracy
 
     return observe
@@ -269,7 +271,7 @@ def _unlearn(context: Context, config: "BeDKD",
         return teacher_batches(teacher, examples, config.batch_size,
                                config.seed, config.loss.masked)
 
-    def watching(count: int | None, turned: float) -> Callable:
+    def looking(count: int | None, turned: float) -> Callable:
         observed = indices[config.punish_samples:][:count] or punished
         # What the module learned from is new to the student.
         return observer(context, observed, for_module, held_out,
@@ -279,11 +281,11 @@ def _unlearn(context: Context, config: "BeDKD",
     student, history = purify(
         teacher.model, batches(cast(CleanSet, for_trust)),
         batches(context.train.take(punished)) if punished else [],
-        watching(64, 0.5), config, callback=context.callback, purity=purity)
+        looking(64, 0.5), config, callback=context.callback, purity=purity)
     model = replace(teacher, model=student)
     if not (config.aim and config.stop and config.punish == "flagged"):
         return model, history, {}
-    model, about = go_back(teacher, model, purity, watching(None, 2.0))
+    model, about = go_back(teacher, model, purity, looking(None, 2.0))
     return model, history, about
 
 
@@ -367,8 +369,7 @@ class BeDKD:
     stop: bool = True
     """Use the stopping rule; ours [no rule]."""
     aim: bool = True
-    """After the rule, go back to where the other suspects behave as expected,
-    see `go_back`; ours [no]."""
+    """After the rule `go_back`; ours [no]."""
     settle: int = 10
     """Cycles with an agreement under one half, >= 1; ours."""
     max_loss: float = 0.1
@@ -389,12 +390,11 @@ class BeDKD:
         if self.punish == "flagged":
             module, suspects = find_suspects(context, self)
         middle = time.perf_counter()
-        model, verdict, history, about = _repair(context, self, parts,
-                                                 suspects)
+        model, verdict, history, more = _repair(context, self, parts, suspects)
         seconds = {"search": middle - start,
                    "purify": time.perf_counter() - middle}
         return Outcome(model, verdict, seconds, tuple(history),
-                       {"module": module, "suspects": suspects, **about})
+                       {"module": module, "suspects": suspects, **more})
 
 # %% ../../chapters/06_bedkd.ipynb #c06-032
 AUTHORS = BeDKD(
