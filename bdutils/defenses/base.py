@@ -295,7 +295,7 @@ def line_search(before: Model, after: Model, excess: Callable[[Model], float],
         A copy with the weights (1 - s) * before + s * after, and s. Where `after` has an excess
         as well, s is 1.
 
-    Source: ours; Frankle et al. 2020 use such lines to look at training.
+    Source: Frankle et al. 2020 look along such lines; the search is ours.
     """
     model = clone(after)
 

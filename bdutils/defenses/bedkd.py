@@ -120,8 +120,8 @@ def purify(teacher: nn.Module, trust: Sequence[TeacherBatch],
         trust, punish: Batches with its outputs.
         observe: Maps a model to (agreement, base, accuracy).
         config: Rates, steps and the rule.
-        read, purity: See `learn` and `expected`.
-        callback: Called after each cycle.
+        read: See `learn`.
+        callback, purity: Called after each cycle; see `expected`.
 
     Source: Wu et al. 2025, from their code; the stopping rule is ours.
     """
@@ -242,8 +242,6 @@ def go_back(before: Model, after: Model, purity: float,
     Returns:
         Model, and what the defender sees: `share` of the way, `purity`, and
         agreement and expectation there and at its end.
-
-    Source: ours.
     """
     seen: list[tuple[float, float]] = []
 
