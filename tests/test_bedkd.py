@@ -550,14 +550,16 @@ def test_every_flaw_of_the_evidence_is_noticed(flaw):
 
 def check_purity(purity_of_suspects):
     """Expect the share that is poisoned when clean samples are suspects at a known rate."""
-    assert purity_of_suspects((LabelCounts(100, 9, 5, 50, 4, 0),)) == 1.0
-    # 200 of 1,000 samples are poisoned, 5% of the other 800 are suspects.
+    # 200 of 1,000 samples are poisoned, 5% of the other 800 are suspects; the other label is
+    # flagged as often as its clean samples, and has as many suspects as by chance.
     own = LabelCounts(1000, 300, 240, 400, 40, 20)
-    assert purity_of_suspects((own,)) == pytest.approx(200 / 240)
-    other = LabelCounts(600, 60, 30, 400, 40, 20)  # as many as by chance
-    assert purity_of_suspects((own, other)) == pytest.approx(200 / 270)
-    assert purity_of_suspects((other,)) == 0 and math.isnan(
-        purity_of_suspects((LabelCounts(9, 0, 0, 9, 0, 0),)))
+    other = LabelCounts(999, 100, 50, 399, 40, 20)
+    assert purity_of_suspects((own, other)) == pytest.approx(200 / 290, rel=1e-2)
+    assert purity_of_suspects((other, other)) == pytest.approx(0, abs=0.01)
+    # Training samples are flagged at a quarter of that rate: half of it is expected of ours.
+    seldom = LabelCounts(3999, 100, 0, 399, 40, 20)
+    assert purity_of_suspects((own, seldom)) == pytest.approx((240 - 25) / 0.975 / 240, rel=1e-2)
+    assert math.isnan(purity_of_suspects((LabelCounts(9, 0, 0, 9, 0, 0),)))
     assert purity_of_suspects((LabelCounts(9, 9, 9, 3, 3, 3),)) == 0  # no sample moves
     assert purity_of_suspects((LabelCounts(9, 9, 9),)) == 1.0  # nothing is known
 
@@ -571,8 +573,9 @@ def test_purity_by_hand():
     lambda counts: purity_of_suspects([own._replace(clean_suspects=own.clean_flagged)
                                        for own in counts]),
     lambda counts: purity_of_suspects([own._replace(suspects=own.flagged) for own in counts]),
-    lambda counts: sum(own.suspects - own.scanned * own.clean_suspects / own.clean
-                       for own in counts) / sum(own.suspects for own in counts)])
+    lambda counts: purity_of_suspects([own._replace(scanned=own.scanned // 2) for own in counts]),
+    lambda counts: sum(max(0, own.suspects - own.scanned * own.clean_suspects / max(1, own.clean))
+                       for own in counts) / (sum(own.suspects for own in counts) or math.nan)])
 def test_every_flaw_of_the_purity_is_noticed(flaw):
     with pytest.raises((AssertionError, ZeroDivisionError)):
         check_purity(flaw)

@@ -380,16 +380,23 @@ def purity_of_suspects(counts: Sequence[LabelCounts]) -> float:
     Returns:
         0 to 1, NaN without suspects.
     """
-    beyond, suspects = 0.0, sum(own.suspects for own in counts)
+    sums = LabelCounts(*map(sum, zip(*counts)))
+    beyond = 0.0
     for own in counts:
-        rate = own.clean_suspects / own.clean if own.clean else 0.0
+        # Samples that the model was trained on are flagged less often than new
+        # ones, as the other labels show, which overstate it.
+        rest = LabelCounts(*(x - y for x, y in zip(sums, own)))
+        less = ((rest.flagged + 0.5) * (rest.clean + 1)
+                / (rest.scanned + 1) / (rest.clean_flagged + 0.5))
+        rate = own.clean_suspects / max(1, own.clean) * min(1.0, less) ** 0.5
         if rate < 1:
             # It is the rate of the samples that are not poisoned, of no other.
             extra = max(0.0, own.suspects - rate * own.scanned)
             beyond += extra / (1 - rate)
-    return min(1.0, beyond / suspects) if suspects else math.nan
+    return min(1.0, beyond / sums.suspects) if sums.suspects else math.nan
 
 
+# %% ../../chapters/05_mapping_module.ipynb #c05-054b
 class Suspects(NamedTuple):
     """What the scan found."""
 
