@@ -368,8 +368,9 @@ class BeDKD:
     """Use the stopping rule; ours [no rule]."""
     aim: bool = True
     """After the rule `go_back`; ours [no]."""
-    settle: int = 10
-    """Cycles with an agreement under one half, >= 1; ours."""
+    settle: int = 20
+    """Cycles with an agreement under one half, >= 1, if the purity is too
+    high for the rule; ours."""
     max_loss: float = 0.1
     """Of held-out accuracy; beyond it all is undone; ours."""
     seed: int = 0
