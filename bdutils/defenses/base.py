@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from ..metrics import REJECTED, cacc
 from ..models.adopt import architecture, check_classes, require_float32
 from ..models.image import ImageClassifier
-from ..roles import CleanSet, TrainSet, stratified_subset
+from ..roles import CleanSet, Examples, TrainSet, stratified_subset
 from ..training import ImageTrainConfig, Model, Training, untrained
 
 DEFENSES: dict[str, type] = {}
@@ -295,7 +295,7 @@ def line_search(before: Model, after: Model, excess: Callable[[Model], float],
         A copy with the weights (1 - s) * before + s * after, and s. Where `after` has an excess
         as well, s is 1.
 
-    Source: Frankle et al. 2020 look along such lines; the search is ours.
+    Source: lines between weights are from Frankle et al. 2020.
     """
     model = clone(after)
 
@@ -317,6 +317,51 @@ def line_search(before: Model, after: Model, excess: Callable[[Model], float],
         else:
             high = middle
     return between(high), high
+
+
+def log_odds(logits: Tensor, labels: Sequence[int]) -> Tensor:
+    """Return how far a model prefers a label to all others together.
+
+    Unlike the share of samples that get the label, it does not saturate.
+
+    Args:
+        logits: (n, K).
+        labels: (n,) class numbers.
+
+    Returns:
+        (n,) in nats, above 0 where the label has more than half of the probability.
+    """
+    chosen = torch.tensor(labels, device=logits.device)[:, None]
+    others = logits.scatter(1, chosen, -math.inf).logsumexp(1)
+    return (logits.gather(1, chosen)[:, 0] - others).float().cpu()
+
+
+def log_odds_excess(classifier: Model, suspects: Examples, clean: CleanSet,
+                    purity: float) -> float:
+    """Return how much more poisoned samples lean to their label than clean ones to that label.
+
+    Without a backdoor a trigger changes little, so poisoned samples lean to the target label as
+    clean samples of other classes do. Both are compared by their median log odds. Where some of
+    the suspects are clean and rightly have their label, the poisoned ones are the lower part.
+
+    Args:
+        classifier: The model under repair.
+        suspects: n samples, with the labels they have in the training set.
+        clean: Clean samples that the repair did not learn from.
+        purity: Estimated share of the suspects that are poisoned, 0 to 1.
+
+    Returns:
+        Nats: above 0 while some of the backdoor is there, and below 0 once the trigger pushes
+        away from the target.
+    """
+    logits = classifier.logits(clean.inputs)
+    levels = {}
+    for label in set(suspects.labels):
+        other = torch.tensor([y != label for y in clean.labels])
+        levels[label] = log_odds(logits, [label] * len(clean))[other].median().item()
+    expected = torch.tensor([levels[label] for label in suspects.labels])
+    beyond = log_odds(classifier.logits(suspects.inputs), suspects.labels) - expected
+    return beyond.quantile(purity / 2).item()
 
 
 def accept_if_harmless(before: Model, after: Model, held_out: CleanSet | None,
