@@ -13,7 +13,7 @@ import torch
 
 from ..defenses.abl import ABL
 from ..defenses.ac import ActivationClustering
-from ..defenses.base import Context, EpochLog, Outcome, ignore, stratified_split
+from ..defenses.base import Context, EpochLog, Outcome, ignore
 from ..defenses.bedkd import AUTHORS, BeDKD, find_suspects, retrain_without
 from ..defenses.clp import CLP
 from ..defenses.cube import CUBE
