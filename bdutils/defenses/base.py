@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from ..metrics import REJECTED, cacc
 from ..models.adopt import architecture, check_classes, require_float32
 from ..models.image import ImageClassifier
-from ..roles import CleanSet, Examples, TrainSet, stratified_subset
+from ..roles import CleanSet, TrainSet, stratified_subset
 from ..training import ImageTrainConfig, Model, Training, untrained
 
 DEFENSES: dict[str, type] = {}
@@ -336,8 +336,8 @@ def log_odds(logits: Tensor, labels: Sequence[int]) -> Tensor:
     return (logits.gather(1, chosen)[:, 0] - others).float().cpu()
 
 
-def log_odds_excess(classifier: Model, suspects: Examples, clean: CleanSet,
-                    purity: float) -> float:
+def log_odds_excess(suspects: Tensor, labels: Sequence[int], clean: Tensor,
+                    clean_labels: Sequence[int], purity: float = 1.0) -> float:
     """Return how much more poisoned samples lean to their label than clean ones to that label.
 
     Without a backdoor a trigger changes little, so poisoned samples lean to the target label as
@@ -345,22 +345,19 @@ def log_odds_excess(classifier: Model, suspects: Examples, clean: CleanSet,
     the suspects are clean and rightly have their label, the poisoned ones are the lower part.
 
     Args:
-        classifier: The model under repair.
-        suspects: n samples, with the labels they have in the training set.
-        clean: Clean samples that the repair did not learn from.
+        suspects: (n, K) logits of the model under repair.
+        labels: (n,) of the suspects, as in the training set.
+        clean: (m, K) its logits of clean samples.
+        clean_labels: (m,) true ones.
         purity: Estimated share of the suspects that are poisoned, 0 to 1.
 
     Returns:
         Nats: above 0 while some of the backdoor is there, and below 0 once the trigger pushes
         away from the target.
     """
-    logits = classifier.logits(clean.inputs)
-    levels = {}
-    for label in set(suspects.labels):
-        other = torch.tensor([y != label for y in clean.labels])
-        levels[label] = log_odds(logits, [label] * len(clean))[other].median().item()
-    expected = torch.tensor([levels[label] for label in suspects.labels])
-    beyond = log_odds(classifier.logits(suspects.inputs), suspects.labels) - expected
+    levels = {label: log_odds(clean, [label] * len(clean_labels))[
+        torch.tensor(clean_labels) != label].median().item() for label in set(labels)}
+    beyond = log_odds(suspects, labels) - torch.tensor([levels[label] for label in labels])
     return beyond.quantile(purity / 2).item()
 
 
