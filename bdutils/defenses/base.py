@@ -67,6 +67,8 @@ class EpochLog(NamedTuple):
     """Mean terms of the loss on clean samples."""
     punish: tuple[float, ...] = ()
     """Mean terms of the loss on flagged samples."""
+    excess: float = math.nan
+    """See `log_odds_excess`."""
 
 
 Callback = Callable[[nn.Module, EpochLog], None]
