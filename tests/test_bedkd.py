@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.checks import has_ranges, same
-from scipy.stats import binom, hypergeom, nchypergeom_fisher
+from scipy.stats import binom, fisher_exact
 from torch import nn
 
 from bdutils.defenses import bedkd as akd
@@ -25,9 +25,11 @@ from bdutils.defenses.base import (
     EpochLog,
     accept_if_harmless,
     line_search,
+    log_odds,
+    log_odds_excess,
     stratified_split,
 )
-from bdutils.defenses.bedkd import AUTHORS, BeDKD, expected, finished, go_back, purify
+from bdutils.defenses.bedkd import AUTHORS, BeDKD, Seen, finished, go_back, purify
 from bdutils.defenses.mapping import (
     LabelCounts,
     LossConfig,
@@ -451,8 +453,8 @@ def test_ranges():
                [("ce_weight", -0.1), ("ce_weight", 1.1)])
     has_ranges(ModuleConfig, [("epochs", 1), ("temperature", 0.1)],
                [("epochs", 0), ("temperature", 0)])
-    has_ranges(ScanConfig, [("fpr", 0), ("fpr", 1), ("max_flagged", 1)],
-               [("fpr", -0.1), ("fpr", 1.1), ("max_flagged", 0)])
+    has_ranges(ScanConfig, [("fprs", (0,)), ("fprs", (0.5, 1)), ("max_flagged", 1)],
+               [("fprs", (-0.1,)), ("fprs", (0.1, 1.1)), ("fprs", ()), ("max_flagged", 0)])
     has_ranges(BeDKD, [("cycles", 1), ("settle", 1), ("punish_lr", 0), ("trust_steps", 0)],
                [("lr", 0), ("temperature", 0), ("batch_size", 0), ("cycles", 0), ("settle", 0)])
 
@@ -478,41 +480,25 @@ def test_the_mean_gap_shrinks_with_the_number_of_classes(k):
     assert gap(away, away.roll(1, 1)).tolist() == pytest.approx([1.0] * k)
 
 
-@pytest.mark.parametrize("flagged, n, above, m", [
-    (120, 128, 16, 32), (70, 128, 16, 32), (3, 128, 16, 32), (0, 4, 3, 5), (4, 4, 0, 5)])
-def test_chance_is_fishers_exact_test(flagged, n, above, m):
-    both = flagged + above
-    wanted = hypergeom.sf(flagged - 1, n + m, both, n)
-    assert chance(flagged, n, above, m) == pytest.approx(wanted, rel=1e-9)
-    for odds in (0.3, 1.0, 2.5):
-        wanted = nchypergeom_fisher.sf(flagged - 1, n + m, both, n, odds)
-        assert chance(flagged, n, above, m, odds) == pytest.approx(wanted, rel=1e-6)
+@pytest.mark.parametrize("flagged, scanned, above, clean", [
+    (120, 700, 16, 320), (30, 700, 16, 320), (3, 128, 16, 32), (0, 4, 3, 5), (4, 4, 0, 5)])
+def test_chance_is_fishers_exact_test(flagged, scanned, above, clean):
+    table = [[flagged, scanned - flagged], [above, clean - above]]
+    wanted = fisher_exact(table, alternative="greater").pvalue
+    assert chance(flagged, scanned, above, clean) == pytest.approx(wanted, rel=1e-6)
 
 
-def test_chance_without_flags_on_one_side_is_one():
+def test_chance_without_samples_on_one_side_is_one():
     assert [chance(5, 5, 0, 0), chance(0, 0, 3, 5), chance(0, 0, 0, 0)] == [1.0] * 3
 
 
 def test_evidence_by_hand():
-    # Label 1: 3 of the 4 flags, and 1 of the 2 clean flags; it is three times as common in the
-    # training set. So k of its 4 flags lie there with C(4, k) C(2, 4 - k) 3^k ways.
-    rare, common = LabelCounts(10, 1, 1, 20, 1, 1), LabelCounts(30, 3, 2, 20, 1, 0)
-    ways = {k: math.comb(4, k) * math.comb(2, 4 - k) * 3**k for k in (2, 3, 4)}
-    tails = {1: (ways[3] + ways[4]) / sum(ways.values())}
-    ways = {k: math.comb(4, k) * math.comb(2, 2 - k) / 3**k for k in (0, 1, 2)}
-    tails[0] = (ways[1] + ways[2]) / sum(ways.values())
-    assert evidence((rare, common)) == pytest.approx(min(1.0, 2 * min(tails.values())))
-    one = LabelCounts(300, 100, 90, 320, 2, 1)
-    assert evidence((LabelCounts(300, 3, 3, 320, 20, 20), one)) < 1e-10
-    assert evidence((one,)) == evidence((LabelCounts(0, 0, 0, 320, 20, 20), one)) == 1.0
-    assert evidence((LabelCounts(300, 3, 3), LabelCounts(300, 100, 90))) == 1.0  # nothing clean
-
-
-def by_share(counts):
-    """Compare with a label's share of the data, as if all labels were flagged alike."""
-    flagged, scanned = (sum(own[i] for own in counts) for i in (1, 0))
-    return min(1.0, len(counts) * min(
-        float(binom.sf(own.flagged - 1, flagged, own.scanned / scanned)) for own in counts))
+    # Label 1: 4 of its 5 training samples and none of its 3 clean ones are flagged.
+    counts = (LabelCounts(30, 1, 1, 20, 1, 1), LabelCounts(5, 4, 2, 3, 0, 0))
+    tail = math.comb(5, 4) * math.comb(3, 0) / math.comb(8, 4)
+    assert evidence(counts) == pytest.approx([1.0, 2 * tail])
+    assert evidence(counts, looks=3) == pytest.approx([1.0, 6 * tail])
+    assert evidence((LabelCounts(300, 3, 3), LabelCounts(300, 100, 90))) == [1.0, 1.0]
 
 
 def drawn(rng, poisoned, rates=(0.01, 0.06), scanned=1500, clean=320):
@@ -525,14 +511,28 @@ def drawn(rng, poisoned, rates=(0.01, 0.06), scanned=1500, clean=320):
     return tuple(counts)
 
 
+def by_share(counts):
+    """Compare with a label's share of the data, as if all labels were flagged alike."""
+    flagged, scanned = (sum(own[i] for own in counts) for i in (1, 0))
+    return [min(1.0, len(counts) * float(
+        binom.sf(own.flagged - 1, flagged, own.scanned / scanned))) for own in counts]
+
+
+def against_other_labels(counts):
+    """Compare what labels the flags have, as the rule before did, which has little power."""
+    flags, above = (sum(own[i] for own in counts) for i in (1, 4))
+    return [min(1.0, len(counts) * chance(own.flagged, flags, own.clean_flagged, above))
+            for own in counts]
+
+
 def check_evidence(rule):
-    """Draw 400 models without and 100 with a backdoor, of which 300 samples are found."""
+    """Draw 400 models without and 200 with a backdoor, of which 60 or 150 samples are found."""
     rng = np.random.default_rng(0)
-    alarms = [rule(drawn(rng, 0)) < 0.02 for _ in range(400)]
+    alarms = [min(rule(drawn(rng, 0))) < 0.02 for _ in range(400)]
     assert sum(alarms) <= 14  # 8 at the stated rate, and two deviations more
-    # The other label: a backdoor that shows although clean samples favor the rival.
-    found = [rule(drawn(rng, 300, rates=(0.06, 0.03))) < 1e-3 for _ in range(100)]
-    assert sum(found) >= 80
+    for rates, poisoned in (((0.01, 0.03), 150), ((0.06, 0.06), 150), ((0.02, 0.02), 100)):
+        found = [rule(drawn(rng, poisoned, rates))[1] < 1e-3 for _ in range(100)]
+        assert sum(found) >= 80
 
 
 def test_false_alarms_are_as_rare_as_stated():
@@ -540,9 +540,11 @@ def test_false_alarms_are_as_rare_as_stated():
 
 
 @pytest.mark.parametrize("flaw", [
-    by_share,  # the rule that was here before
-    lambda counts: evidence(tuple(own._replace(clean_flagged=16) for own in counts)),
-    lambda counts: 1.0])
+    by_share,
+    against_other_labels,
+    lambda counts: evidence(tuple(own._replace(clean_flagged=13) for own in counts)),
+    lambda counts: evidence(counts)[::-1],
+    lambda counts: [1.0, 1.0]])
 def test_every_flaw_of_the_evidence_is_noticed(flaw):
     with pytest.raises(AssertionError):
         check_evidence(flaw)
@@ -550,15 +552,13 @@ def test_every_flaw_of_the_evidence_is_noticed(flaw):
 
 def check_purity(purity_of_suspects):
     """Expect the share that is poisoned when clean samples are suspects at a known rate."""
-    # 200 of 1,000 samples are poisoned, 5% of the other 800 are suspects; the other label is
-    # flagged as often as its clean samples, and has as many suspects as by chance.
+    # 200 of 1,000 samples are poisoned, 5% of the other 800 are suspects; the other label has as
+    # many suspects as by chance.
     own = LabelCounts(1000, 300, 240, 400, 40, 20)
-    other = LabelCounts(999, 100, 50, 399, 40, 20)
-    assert purity_of_suspects((own, other)) == pytest.approx(200 / 290, rel=1e-2)
-    assert purity_of_suspects((other, other)) == pytest.approx(0, abs=0.01)
-    # Training samples are flagged at a quarter of that rate: half of it is expected of ours.
-    seldom = LabelCounts(3999, 100, 0, 399, 40, 20)
-    assert purity_of_suspects((own, seldom)) == pytest.approx((240 - 25) / 0.975 / 240, rel=1e-2)
+    other = LabelCounts(1000, 100, 50, 400, 40, 20)
+    assert purity_of_suspects((own,)) == pytest.approx(200 / 240)
+    assert purity_of_suspects((own, other)) == pytest.approx(200 / 290)
+    assert purity_of_suspects((other, other)) == 0
     assert math.isnan(purity_of_suspects((LabelCounts(9, 0, 0, 9, 0, 0),)))
     assert purity_of_suspects((LabelCounts(9, 9, 9, 3, 3, 3),)) == 0  # no sample moves
     assert purity_of_suspects((LabelCounts(9, 9, 9),)) == 1.0  # nothing is known
@@ -602,7 +602,7 @@ def stage(gaps, labels=None, guesses=None, tag="sample"):
     return samples_of(TrainSet, labels, tag=tag), Table(before), Table(after)
 
 
-IN_FILE_ORDER = ScanConfig(threshold=0.1, shuffled=False)
+IN_FILE_ORDER = ScanConfig(threshold=0.1, shuffled=False, alpha=1.0)
 
 
 def test_the_scan_flags_small_gaps_and_keeps_what_the_teacher_believes():
@@ -637,12 +637,58 @@ def test_the_evidence_is_of_flagged_samples_among_scanned_ones():
     labels = [1, 0] * 10 + [1] * 100
     staged = stage([0.0, 0.4] * 60, labels=labels, guesses=[1, 1, 0, 0] * 30)
     (train, teacher, module), held = with_clean(staged, stage(
-        [0.0, 0.4, 0.0, 0.4, 0.0, 0.4], [0, 0, 1, 1, 0, 1], [0, 0, 0, 1, 0, 1], tag="clean"))
-    found = scan(teacher, module, train, held, replace(IN_FILE_ORDER, max_flagged=10), 0)
+        [0.0, 0.4, 0.0, 0.4, 0.4, 0.4], [0, 0, 1, 1, 0, 1], [0, 0, 0, 1, 0, 1], tag="clean"))
+    config = replace(IN_FILE_ORDER, max_flagged=10, alpha=0.5)
+    found = scan(teacher, module, train, held, config, 0)
     assert found.scanned == 19 and len(found.indices) == 5
-    assert found.counts == (LabelCounts(9, 0, 0, 3, 2, 2), LabelCounts(10, 10, 5, 3, 1, 0))
-    assert found.chance == evidence(found.counts) < 0.2
-    assert found.purity == purity_of_suspects(found.counts) == 1.0
+    assert found.counts == (LabelCounts(9, 0, 0, 3, 1, 1), LabelCounts(10, 10, 5, 3, 1, 0))
+    assert found.chance == evidence(found.counts)[1] < 0.5
+    assert found.purity == purity_of_suspects(found.counts[1:]) == 1.0
+
+
+def separated(poisoned, shift):
+    """Return 2,000 samples, of which some of label 1 have gaps just above `shift`.
+
+    Gaps of clean samples are spread over 0 to 1, and so are those of 400 held-out ones.
+    """
+    rng = random.Random(0)
+    gaps = [rng.random() * 0.9 for _ in range(2000)]
+    gaps[:2 * poisoned:2] = [shift + 0.0005 * rng.random() for _ in range(poisoned)]
+    staged = stage(gaps, labels=[1, 0] * 1000)
+    return with_clean(staged, stage([0.9 * (i + 0.5) / 400 for i in range(400)],
+                                    labels=[1, 1, 0, 0] * 100, tag="clean"))
+
+
+@pytest.mark.parametrize("shift, fpr", [(0.0, 0.02), (0.03, 0.05), (0.06, 0.1), (0.1, 0.2)])
+def test_the_threshold_rises_until_a_label_stands_out(shift, fpr):
+    (train, teacher, module), held = separated(300, shift)
+    found = scan(teacher, module, train, held, ScanConfig(max_flagged=1000), 0)
+    assert found.threshold == pytest.approx(0.9 * fpr, abs=0.005)
+    assert found.chance < 1e-3 and found.chance == evidence(found.counts, looks=4)[1]
+    # Only samples of the label that stands out are suspects.
+    assert set(train.labels[i] for i in found.indices) == {1} and found.counts[0].suspects > 5
+    assert found.purity == pytest.approx(
+        sum(i < 600 for i in found.indices) / len(found.indices), abs=0.1)
+
+
+def test_without_evidence_there_are_no_suspects():
+    (train, teacher, module), held = separated(0, 0.0)
+    found = scan(teacher, module, train, held, ScanConfig(max_flagged=1000), 0)
+    assert found.chance > 1e-3 and found.indices == () and found.scanned == 2000
+    assert math.isnan(found.purity)
+
+
+def test_a_sample_is_measured_once_whatever_the_thresholds():
+    (train, teacher, module), held = separated(300, 0.06)
+    asked = Counter()
+
+    class Counting(Table):
+        def logits(self, texts):
+            asked.update(texts)
+            return super().logits(texts)
+
+    scan(Counting(teacher.table), module, train, held, ScanConfig(), 0)
+    assert set(asked.values()) == {1}
 
 
 def test_the_scan_goes_through_the_file_or_at_random():
@@ -674,7 +720,7 @@ def test_the_threshold_is_a_quantile_of_held_out_gaps(fpr):
     teacher.table |= one.table
     module.table |= two.table
     found = scan(teacher, module, train, held,
-                 ScanConfig(threshold=None, fpr=fpr, shuffled=False), 0)
+                 ScanConfig(threshold=None, fprs=(fpr,), shuffled=False, alpha=1.0), 0)
     assert found.threshold == pytest.approx(0.2 + 0.5 * fpr, abs=1e-5)
     assert found.held_out_gaps.tolist() == pytest.approx(gaps, abs=1e-5)
     assert sum(g < found.threshold for g in found.held_out_gaps.tolist()) == 100 * fpr
@@ -705,30 +751,21 @@ def test_the_scan_does_not_depend_on_batches(size, monkeypatch):
 
 
 @pytest.mark.parametrize("seen, settle, done", [
-    ([(1.0, 0.2), (0.6, 0.2)], 4, False),
-    ([(1.0, math.nan), (0.1, 0.2)], 4, True),  # rarer than elsewhere
-    ([(1.0, math.nan), (0.2, 0.2)], 4, True),  # as often as elsewhere
-    ([(1.0, math.nan), (0.3, 0.2)], 4, False),
-    ([(0.4, 0.5), (0.25, 0.125)], 4, True),  # all bases count, and their mean is 0.3125
-    ([(0.4, 0.0), (0.3, 0.5)], 4, False),  # ... 0.25
-    ([(1.0, 0.0), *[(0.4, 0.0)] * 3], 4, False),
-    ([(1.0, 0.0), *[(0.4, 0.0)] * 4], 4, True),  # has turned for good
-    ([(1.0, 0.0), (0.4, 0.0), (0.9, 0.0), (0.4, 0.0)], 2, True),
-    ([(1.0, 0.0), (0.4, 0.0)], 1, True),
-    ([(1.0, 0.0), *[(0.5, 0.0)] * 3], 1, False),  # one half has not turned
+    ([(1.0, math.nan), (0.6, math.nan)], 4, False),
+    ([(1.0, math.nan), (0.3, 0.5)], 4, False),
+    ([(1.0, math.nan), (0.3, 0.0)], 4, True),
+    ([(1.0, math.nan), (0.3, -0.5)], 4, True),
+    ([(1.0, math.nan), (0.1, 0.5)], 4, False),  # rare, and yet they lean to their label
+    ([(0.4, -0.5), (0.4, 0.5)], 4, False),  # the last one counts
+    ([(1.0, 9.0), *[(0.4, 1.0)] * 3], 4, False),
+    ([(1.0, 9.0), *[(0.4, 1.0)] * 4], 4, True),  # has turned for good
+    ([(1.0, 9.0), (0.4, 1.0), (0.9, 1.0), (0.4, 1.0)], 2, True),
+    ([(1.0, 9.0), *[(0.5, 1.0)] * 3], 1, False),  # one half has not turned
     ([(math.nan, math.nan)] * 9, 1, False),  # nothing to observe
 ])
 def test_the_stopping_rule(seen, settle, done):
-    history = [EpochLog(i, rate, base, 0.9) for i, (rate, base) in enumerate(seen)]
+    history = [EpochLog(i, rate, excess=excess) for i, (rate, excess) in enumerate(seen)]
     assert finished(history, settle) is done
-
-
-@pytest.mark.parametrize("purity, agreement, done", [
-    (1.0, 0.3, False), (0.8, 0.3, True), (0.8, 0.36, True), (0.8, 0.37, False), (0.9, 0.3, False)])
-def test_the_rule_allows_for_clean_suspects(purity, agreement, done):
-    history = [EpochLog(0, 1.0), EpochLog(1, agreement, 0.2, 1.0)]  # at .8: .16 + .2
-    assert finished(history, 4, purity) is done
-    assert expected(0.8, 0.2, 1.0) == pytest.approx(0.36) and expected(1.0, 0.2, 0.9) == 0.2
 
 
 def test_without_held_out_samples_only_the_turn_stops():
@@ -767,7 +804,7 @@ def distill(linear, logs, answer=None, **changes):
     config = BeDKD(**{"lr": 0.01, "cycles": 4, "settle": 2, **changes})
     student, history = purify(*linear, lambda model: next(script), config, read_linear, callback)
     assert [cycle for cycle, _ in seen] == [log.cycle for log in history[1:]]
-    assert [log[1:4] for log in history] == list(logs)[:len(history)]
+    assert [(log.agreement, log.excess) for log in history] == list(logs)[:len(history)]
     return student.state_dict(), history, [state for _, state in seen]
 
 
@@ -780,7 +817,7 @@ def distill(linear, logs, answer=None, **changes):
 ])
 def test_distillation_stops_when_the_rule_says_so(linear, rates, changes):
     before = copy.deepcopy(linear[0].state_dict())
-    student, history, seen = distill(linear, [(r, 0.1, 0.9) for r in rates], **changes)
+    student, history, seen = distill(linear, [(r, r - 0.2) for r in rates], **changes)
     assert len(history) == len(rates)
     assert same(student, seen[-1]) and not same(student, before)
     assert same(linear[0].state_dict(), before)
@@ -789,7 +826,7 @@ def test_distillation_stops_when_the_rule_says_so(linear, rates, changes):
 
 @pytest.mark.parametrize("answer", [True, False, "stop"])
 def test_what_a_callback_returns_changes_nothing(linear, answer):
-    logs = [(1.0, 0.1, 0.9)] * 5
+    logs = [(1.0, 0.8)] * 5
     plain, _, _ = distill(linear, logs)
     student, history, seen = distill(linear, logs, answer)
     assert same(student, plain) and len(history) == 5 and len(seen) == 4
@@ -798,7 +835,7 @@ def test_what_a_callback_returns_changes_nothing(linear, answer):
 def test_distillation_leaves_the_global_generator_alone(linear):
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
-    distill(linear, [(1.0, 0.1, 0.9)] * 5)
+    distill(linear, [(1.0, 0.8)] * 5)
     assert torch.equal(state, torch.random.get_rng_state())
 
 
@@ -826,7 +863,7 @@ def signs(monkeypatch, trust, punish, **changes):
 
     monkeypatch.setattr(akd, "learn", learn)
     config = BeDKD(**{"cycles": 3, "stop": False, **changes})
-    _, history = purify(nn.Linear(3, 2), trust, punish, lambda model: (1.0, 0.1, 0.9), config)
+    _, history = purify(nn.Linear(3, 2), trust, punish, lambda model: (1.0, 0.8), config)
     assert [log.trust for log in history[1:]] == [(1.0,) * 3] * config.cycles
     assert [log.punish for log in history[1:]] == [(-1.0,) * 3] * config.cycles
     return calls
@@ -862,53 +899,56 @@ def test_one_optimizer_or_two(monkeypatch, rate):
 
 @dataclass
 class Words:
-    """Stands for a classifier whose model maps a text to a class."""
+    """Stands for a classifier whose model maps a text to a class, or to log odds of class 1."""
 
     model: object
 
     def predict(self, texts):
         return [self.model(text) for text in texts]
 
+    def logits(self, texts):
+        return torch.tensor([[0.0, self.model(text)] for text in texts])
+
 
 SUSPECTED = TrainSet(("a1", "b1", "c0", "d0"), (1, 1, 0, 0), ("no", "yes"))
 HELD = CleanSet(("e0", "f0", "g0", "h1", "i1"), (0, 0, 0, 1, 1), ("no", "yes"))
 
 
-def observe(indices, held_out, answers, *more, **options):
-    """Return what the defender sees of a model that gives these answers."""
-    return akd.observer(Context(Words(None), HELD, SUSPECTED), indices, held_out, *more,
-                        **options)(answers.get)
+def watch(indices, clean, answers, purity=1.0, **options):
+    """Return what the defender sees of a model that gives these log odds of class 1."""
+    seen = Seen(SUSPECTED.take(indices) if indices else None, clean, purity)
+    return akd.observer(Words(None), seen, **options)(answers.get)
+
+
+ODDS = {"a1": -1.0, "b1": -2.0, "c0": 0.5, "d0": 2.0, "e0": -3.0, "f0": -0.5, "g0": -4.0,
+        "h1": 1.0, "i1": 3.0}
 
 
 def test_what_the_defender_sees_by_hand():
-    answers = {"a1": 0, "b1": 0, "c0": 0, "d0": 1, "e0": 0, "f0": 1, "g0": 0, "h1": 0, "i1": 1}
-    agreement, base, accuracy = observe([0, 1, 2], HELD, answers)
-    assert agreement == pytest.approx(1 / 3)
-    # Of the held-out 0 one in three is classified as 1, of the held-out 1 one in two as 0.
-    assert base == pytest.approx((1 / 3 + 1 / 3 + 1 / 2) / 3)
-    assert accuracy == pytest.approx(3 / 5)
+    agreement, excess = watch([0, 1], [HELD], ODDS)
+    assert agreement == 0 and excess == pytest.approx(-1.5 + 3.0)
+    # Label 0 leans by the log odds of class 0 to itself: -1 and -3 of the clean samples of 1.
+    agreement, excess = watch([0, 1, 2], [HELD], ODDS)
+    assert agreement == 0
+    assert excess == pytest.approx(sorted([-1 + 3, -2 + 3, -0.5 + 3])[1])  # lower of the middle
     assert akd.base_rate([2, 2, 0, 1], [2, 0, 1, 1], [2]) == pytest.approx(1 / 3)
 
 
 def test_the_defender_measures_only_where_something_can_be_decided():
-    always = dict.fromkeys((*SUSPECTED.inputs, *HELD.inputs), 1)
-    most = observe([0, 1, 2], HELD, always)
-    assert most[0] == pytest.approx(2 / 3) and all(map(math.isnan, most[1:]))
-    alone = observe([2, 3], None, always)
-    assert alone[0] == 0 and all(map(math.isnan, alone[1:]))
-    nobody = observe([], HELD, always)
-    assert nobody[2] == pytest.approx(2 / 5) and all(map(math.isnan, nobody[:2]))
-    assert all(map(math.isnan, observe([], None, always)))
-    asked = observe([0, 1, 2], HELD, always, turned=2.0)
-    # Of class 0 all are mistaken and of class 1 none, but 3 in 5 of all: the label's own share of
-    # (1 + 1 + 0) / 3 is more.
-    assert asked == pytest.approx((2 / 3, 3 / 5, 2 / 5))
+    always = dict.fromkeys((*SUSPECTED.inputs, *HELD.inputs), 1.0)
+    most = watch([0, 1, 2], [HELD], always)
+    assert most[0] == pytest.approx(2 / 3) and math.isnan(most[1])
+    asked = watch([0, 1, 2], [HELD], always, turned=2.0)
+    assert asked == pytest.approx((2 / 3, 0.0))
+    alone = watch([2, 3], [], always)
+    assert alone[0] == 0 and math.isnan(alone[1])
+    assert all(map(math.isnan, watch([], [HELD], always)))
+    assert math.isnan(Seen(None, [HELD], 1.0).excess(Words(always.get)))
 
 
 def test_clean_samples_of_several_parts_count_alike():
-    answers = {"a1": 0, "b1": 0, "c0": 0, "d0": 1, "e0": 0, "f0": 1, "g0": 0, "h1": 0, "i1": 1}
-    whole = observe([0, 1, 2], HELD, answers)
-    parts = observe([0, 1, 2], HELD.take([0, 3]), answers, None, HELD.take([1, 2, 4]))
+    whole = watch([0, 1, 2], [HELD], ODDS)
+    parts = watch([0, 1, 2], [HELD.take([0, 3]), HELD.take([1, 2, 4])], ODDS)
     assert parts == pytest.approx(whole)
 
 
@@ -983,53 +1023,114 @@ def test_every_flaw_of_the_line_search_is_noticed(flaw):
         check_line_search(flaw)
 
 
-def stand_in(model):
-    """See a model whose suspects, a fifth of them clean, lose their label along the way.
+@dataclass
+class Way:
+    """Stands for a classifier between two others, with a trigger that is soon without effect.
 
-    At the start they all keep it, and at the end those that are poisoned have it never, which is
-    rarer than the clean samples of other classes do.
+    Of 100 suspects with label 1, 80 are poisoned. At the start they lean to their label by 6 nats,
+    at the end they lean away by 12 more than clean samples of class 0 do; halfway the trigger has
+    no effect. Hardly any of them gets its label from there on, as among clean samples.
     """
-    way = (1 - model.a.weight.item()) / 2
-    return 0.8 * (1 - way) + 0.2 * 0.9, 0.15, 0.9
+
+    model: nn.Module
+
+    def logits(self, texts):
+        trigger = 12 * self.model.a.weight.item()
+        odds = {"poisoned": -6.0 + trigger, "rightly": 6.0, "clean0": -6.0, "clean1": 6.0}
+        return torch.tensor([[0.0, odds[text.split()[0]] + 0.02 * int(text.split()[1])]
+                             for text in texts])
+
+
+ON_THE_WAY = Seen(
+    TrainSet((*(f"poisoned {i - 39}" for i in range(80)), *(f"rightly {i}" for i in range(20))),
+             (1,) * 100, ("no", "yes")),
+    [CleanSet((*(f"clean0 {i - 20}" for i in range(41)), "clean1 0"), (0,) * 41 + (1,),
+              ("no", "yes"))], 0.8)
 
 
 def check_aim(go_back):
-    before, after = Words(Pair(1.0)), Words(Pair(-1.0))
-    model, seen = go_back(before, after, 0.8, stand_in)
-    poisoned = (where(model) + 1) / 2  # how often they keep their label
-    assert poisoned == pytest.approx(0.15, abs=0.01)
-    assert seen["share"] == pytest.approx(0.85, abs=0.01) and seen["purity"] == 0.8
-    assert seen["agreement"] == pytest.approx(seen["expected"], abs=0.01)
-    assert seen["expected"] == seen["expected_repaired"] == pytest.approx(0.3)
-    assert seen["agreement_repaired"] == pytest.approx(0.18)
+    before, after = Way(Pair(1.0)), Way(Pair(-1.0))
+    model, seen = go_back(before, after, ON_THE_WAY)
+    assert 12 * where(model) == pytest.approx(0, abs=0.25)  # the trigger has no effect
+    assert seen["share"] == pytest.approx(0.5, abs=0.02) and seen["purity"] == 0.8
+    assert seen["excess"] == pytest.approx(0, abs=0.3)
+    assert seen["excess_repaired"] == pytest.approx(-12, abs=0.1)
+    assert seen["agreement"] == seen["agreement_repaired"] == pytest.approx(0.2)
     assert all(type(value) is float for value in seen.values())
-    model, seen = go_back(before, Words(Pair(0.0)), 0.8, stand_in)  # not far enough
-    assert where(model) == 0.0 and seen["share"] == 1.0
-    assert seen["agreement"] == seen["agreement_repaired"] == pytest.approx(0.58)
+    model, seen = go_back(before, Way(Pair(0.5)), ON_THE_WAY)  # not far enough
+    assert where(model) == 0.5 and seen["share"] == 1.0
+    assert seen["excess"] == seen["excess_repaired"] == pytest.approx(6, abs=0.1)
 
 
-def test_the_repair_ends_at_the_floor_and_not_below():
+def test_the_repair_ends_where_the_trigger_has_no_effect():
     check_aim(go_back)
 
 
-def one_sided(before, after, purity, observe):
-    _, seen = go_back(before, after, purity, observe)
-    return after, seen | {"share": 1.0}
+def one_sided(before, after, seen):
+    """Take what is repaired as it is, since no more suspects keep their label than expected."""
+    _, about = go_back(before, after, seen)
+    return after, about | {"share": 1.0}
 
 
-def without_purity(before, after, purity, observe):
-    model, seen = go_back(before, after, 1.0, observe)
-    return model, seen | {"purity": purity}
+def by_agreement(before, after, seen):
+    """Compare shares: below the floor they hardly change any more."""
+    def excess(model):
+        agreement, base = seen.agreement(model)[0], 0.0
+        return agreement - (seen.purity * base + 1 - seen.purity)
+
+    model, share = line_search(before, after, lambda model: round(excess(model), 6))
+    _, about = go_back(before, after, seen)
+    return model, about | {"share": share}
 
 
-def without_accuracy(before, after, purity, observe):
-    return go_back(before, after, purity, lambda model: (*observe(model)[:2], 0.0))
+def without_purity(before, after, seen):
+    model, about = go_back(before, after, seen._replace(purity=1.0))
+    return model, about | {"purity": seen.purity}
 
 
-@pytest.mark.parametrize("flaw", [one_sided, without_purity, without_accuracy])
+@pytest.mark.parametrize("flaw", [one_sided, by_agreement, without_purity])
 def test_every_flaw_of_the_aim_is_noticed(flaw):
     with pytest.raises(AssertionError):
         check_aim(flaw)
+
+
+def test_log_odds_by_hand():
+    logits = torch.tensor([[1.0, 3.0], [2.0, -1.0]])
+    assert log_odds(logits, [1, 1]).tolist() == pytest.approx([2.0, -3.0])
+    three = torch.tensor([[0.7, 0.2, 0.1]]).log()
+    assert log_odds(three, [0]).item() == pytest.approx(math.log(0.7 / 0.3), rel=1e-5)
+    assert log_odds(three, [2]).item() == pytest.approx(math.log(0.1 / 0.9), rel=1e-5)
+
+
+def odds_of(values):
+    return torch.tensor([[0.0, value] for value in values])
+
+
+def check_excess(log_odds_excess):
+    clean, truth = odds_of([-5.0, -4.0, -3.0, 6.0, 6.5, 7.0]), [0] * 3 + [1] * 3
+    assert log_odds_excess(odds_of([-3.0, -2.0, -1.0]), [1] * 3, clean, truth) == pytest.approx(2)
+    assert log_odds_excess(odds_of([-9.0, -6.0, 0.0]), [1] * 3, clean, truth) == pytest.approx(-2)
+    # Three of five suspects are poisoned; the others rightly have their label.
+    mixed = odds_of([-6.0, -4.0, -2.0, 5.0, 6.0])
+    assert log_odds_excess(mixed, [1] * 5, clean, truth, 0.5) == pytest.approx(0)
+    # Of label 0, clean samples of class 1 have a median of -6.5.
+    assert log_odds_excess(odds_of([6.5, -4.0]), [0, 1], clean, truth) == pytest.approx(0)
+
+
+def test_excess_by_hand():
+    check_excess(log_odds_excess)
+
+
+@pytest.mark.parametrize("flaw", [
+    lambda s, labels, c, truth, purity=1.0: log_odds_excess(s, labels, c, truth),
+    lambda s, labels, c, truth, purity=1.0: log_odds_excess(
+        s, labels, c, [1 - y for y in truth], purity),
+    lambda s, labels, c, truth, purity=1.0: log_odds_excess(
+        s, [1] * len(labels), c, truth, purity),
+    lambda s, labels, c, truth, purity=1.0: abs(log_odds_excess(s, labels, c, truth, purity))])
+def test_every_flaw_of_the_excess_is_noticed(flaw):
+    with pytest.raises(AssertionError):
+        check_excess(flaw)
 
 
 # -------------------------------------------------------------- end to end
@@ -1082,18 +1183,19 @@ def test_the_same_seed_gives_the_same_model_with_a_callback_or_without(context):
 def test_only_the_first_suspects_are_punished_and_the_others_observed(tiny, context, monkeypatch):
     used = {}
 
-    def purify(teacher, trust, punish, observe, *rest, purity, **options):
-        used.update(trust=trust, punish=punish, purity=purity)
+    def purify(teacher, trust, punish, observe, *rest, **options):
+        used.update(trust=trust, punish=punish)
         return teacher, []
 
-    def observer(context, indices, *held_out, turned):
-        used.update(indices=list(indices), clean=sum(len(part) for part in held_out))
+    def observer(teacher, seen):
+        used.update(suspects=seen.suspects, purity=seen.purity,
+                    clean=sum(len(part) for part in seen.clean))
 
     monkeypatch.setattr(akd, "purify", purify)
     monkeypatch.setattr(akd, "observer", observer)
     suspects = replace(SMALL, aim=False)(context).report["suspects"]
     found = suspects.indices
-    assert len(found) > 3 and used["indices"] == list(found[3:])
+    assert len(found) > 3 and used["suspects"] == context.train.take(found[3:])
     assert used["purity"] == suspects.purity
     ids = [tuple(one[mask.bool()].tolist()) for batch in used["punish"]
            for one, mask in zip(batch.inputs["input_ids"], batch.mask)]
@@ -1101,7 +1203,7 @@ def test_only_the_first_suspects_are_punished_and_the_others_observed(tiny, cont
     assert sum(len(batch.labels) for batch in used["trust"]) == 8
     assert used["clean"] == 12  # those of the module, too, are new to the student
     replace(SMALL, aim=False, punish_samples=100)(context)
-    assert used["indices"] == list(found)  # none is left over, so the punished ones tell
+    assert used["suspects"] == context.train.take(found)  # none is left over, so the punished ones tell
 
 
 def test_the_module_learns_the_first_part_with_flipped_labels(tiny, context, monkeypatch):
@@ -1165,8 +1267,8 @@ def test_a_defense_says_what_it_lacks(tiny, context):
 def test_the_aim_is_the_last_step_and_can_be_left_out(context, monkeypatch):
     asked = []
 
-    def way(before, after, purity, observe):
-        asked.append((before, after, purity))
+    def way(before, after, seen):
+        asked.append((before, after, seen.purity))
         return replace(after), {"share": 0.5}
 
     plain = replace(SMALL, aim=False)(context)
@@ -1234,7 +1336,7 @@ def test_the_authors_values():
     assert AUTHORS == BeDKD(
         loss=LossConfig(ce_weight=0.3, masked=False, bounds=None),
         module=ModuleConfig(temperature=1.5, epochs=20),
-        scan=ScanConfig(threshold=0.1, fpr=AUTHORS.scan.fpr, mean_gap=True, shuffled=False,
+        scan=ScanConfig(threshold=0.1, fprs=AUTHORS.scan.fprs, mean_gap=True, shuffled=False,
                         max_flagged=128, alpha=1.0),
         shares=(0.2, 0.8, 0.0), lr=3e-5, batch_size=16, temperature=2.5, cycles=50,
         trust_steps=0, punish_steps=0, punish_lr=0.0, punish="flagged", punish_samples=33,
