@@ -1203,7 +1203,7 @@ def test_only_the_first_suspects_are_punished_and_the_others_observed(tiny, cont
     assert sum(len(batch.labels) for batch in used["trust"]) == 8
     assert used["clean"] == 12  # those of the module, too, are new to the student
     replace(SMALL, aim=False, punish_samples=100)(context)
-    assert used["suspects"] == context.train.take(found)  # none is left over, so the punished ones tell
+    assert used["suspects"] == context.train.take(found)  # none is left
 
 
 def test_the_module_learns_the_first_part_with_flipped_labels(tiny, context, monkeypatch):
