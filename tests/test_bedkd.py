@@ -768,6 +768,11 @@ def test_the_stopping_rule(seen, settle, done):
     assert finished(history, settle) is done
 
 
+def test_a_small_excess_counts_as_none():
+    history = [EpochLog(0, 1.0), EpochLog(1, 0.3, excess=0.25)]
+    assert finished(history, 4, margin=0.25) and not finished(history, 4, margin=0.2)
+
+
 def test_without_held_out_samples_only_the_turn_stops():
     history = [EpochLog(0, 1.0), *(EpochLog(i, 0.0) for i in range(1, 4))]
     assert not finished(history, 4)
@@ -801,7 +806,7 @@ def distill(linear, logs, answer=None, **changes):
         seen.append((log.cycle, copy.deepcopy(model.state_dict())))
         return answer
 
-    config = BeDKD(**{"lr": 0.01, "cycles": 4, "settle": 2, **changes})
+    config = BeDKD(**{"lr": 0.01, "cycles": 4, "settle": 2, "margin": 0.0, **changes})
     student, history = purify(*linear, lambda model: next(script), config, read_linear, callback)
     assert [cycle for cycle, _ in seen] == [log.cycle for log in history[1:]]
     assert [(log.agreement, log.excess) for log in history] == list(logs)[:len(history)]
@@ -1340,7 +1345,8 @@ def test_the_authors_values():
                         max_flagged=128, alpha=1.0),
         shares=(0.2, 0.8, 0.0), lr=3e-5, batch_size=16, temperature=2.5, cycles=50,
         trust_steps=0, punish_steps=0, punish_lr=0.0, punish="flagged", punish_samples=33,
-        stop=False, aim=False, settle=AUTHORS.settle, max_loss=AUTHORS.max_loss, seed=42)
+        stop=False, aim=False, margin=AUTHORS.margin, settle=AUTHORS.settle,
+        max_loss=AUTHORS.max_loss, seed=42)
     clean = samples_of(CleanSet, [0, 1] * 400)
     parts = stratified_split(clean, AUTHORS.shares, AUTHORS.seed)
     sizes = [Counter(part.labels) if part else None for part in parts]

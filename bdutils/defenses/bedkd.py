@@ -77,7 +77,8 @@ def cycle_of(batches: Sequence[TeacherBatch], count: int,
         yield list(itertools.islice(stream, count) if count else batches)
 
 # %% ../../chapters/06_bedkd.ipynb #c06-046
-def finished(history: Sequence[EpochLog], settle: int) -> bool:
+def finished(history: Sequence[EpochLog], settle: int,
+             margin: float = 0.0) -> bool:
     """Tell whether the suspects are treated like other samples by now.
 
     It uses clean samples and suspects, nothing else.
@@ -85,9 +86,10 @@ def finished(history: Sequence[EpochLog], settle: int) -> bool:
     Args:
         history: Logs so far, the last one is judged.
         settle: Cycles with an agreement under one half that are enough.
+        margin: Excess that counts as none.
     """
     turned = sum(log.agreement < 0.5 for log in history)
-    return history[-1].excess <= 0 or turned >= settle
+    return history[-1].excess <= margin or turned >= settle
 
 # %% ../../chapters/06_bedkd.ipynb #c06-050
 def purify(teacher: nn.Module, trust: Sequence[TeacherBatch],
@@ -132,7 +134,8 @@ def purify(teacher: nn.Module, trust: Sequence[TeacherBatch],
             history.append(log(cycle, trusted.tolist(),
                                punished.tolist()))
             callback(student, history[-1])
-            if config.stop and finished(history, config.settle):
+            if config.stop and finished(history, config.settle,
+                                        config.margin):
                 break
     return student, history
 
@@ -358,9 +361,12 @@ class BeDKD:
     """Use the stopping rule; ours [no rule]."""
     aim: bool = True
     """After the rule `go_back`; ours [no]."""
+    margin: float = 0.25
+    """Nats of excess that count as none, about the error of a median of 64
+    samples; ours."""
     settle: int = 20
-    """Cycles with an agreement under one half, >= 1, if the purity is too
-    high for the rule; ours."""
+    """Cycles with an agreement under one half, >= 1, that end it in any case;
+    ours."""
     max_loss: float = 0.1
     """Of held-out accuracy; beyond it all is undone; ours."""
     seed: int = 0

@@ -325,7 +325,7 @@ def chance(flagged: int, scanned: int, above: int, clean: int) -> float:
     return float(hypergeom.sf(flagged - 1, scanned + clean, flagged + above,
                               scanned))
 
-# %% ../../chapters/05_mapping_module.ipynb #c05-054
+# %% ../../chapters/05_mapping_module.ipynb #c05-054l
 class LabelCounts(NamedTuple):
     """How many samples carry one label."""
 
@@ -342,9 +342,15 @@ class LabelCounts(NamedTuple):
     clean_suspects: int = 0
     """Of these, those whose label the teacher gives as well."""
 
-
+# %% ../../chapters/05_mapping_module.ipynb #c05-054
 def evidence(counts: Sequence[LabelCounts], looks: int = 1) -> list[float]:
     """Return for each label how easily no backdoor would raise such flags.
+
+    The bound on false alarms holds if a model without a backdoor moves samples
+    that it was trained on at least as far as new ones. Power: with 320 clean
+    samples of the label, four thresholds, and 300 of 1,800 scanned samples
+    poisoned, a TPR of 30% is found with a probability of 99% at an FPR of 5%
+    and of 62% at 10%; see the page.
 
     Args:
         counts: By label.
@@ -430,7 +436,7 @@ def _thresholds(config: ScanConfig, gaps: Tensor) -> list[float]:
 def _labels_of(examples: Examples, *parts: Sequence[int]) -> list[list[int]]:
     return [[examples.labels[i] for i in part] for part in parts]
 
-# %% ../../chapters/05_mapping_module.ipynb #c05-056
+# %% ../../chapters/05_mapping_module.ipynb #c05-055j
 Measured = list[tuple[int, float]]  # the teacher's class and the gap
 
 
@@ -454,7 +460,7 @@ def _judge(order: Sequence[int], train: TrainSet, measure: Callable,
         scanned, threshold, torch.tensor([delta for _, delta in held]),
         min(by_label), counts, purity_of_suspects([counts[k] for k in standing]))
 
-
+# %% ../../chapters/05_mapping_module.ipynb #c05-056
 def scan(teacher: Model, module: Model, train: TrainSet,
          held_out: CleanSet | None, config: ScanConfig,
          seed: int) -> Suspects:
