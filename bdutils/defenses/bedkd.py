@@ -139,7 +139,7 @@ def purify(teacher: nn.Module, trust: Sequence[TeacherBatch],
                 break
     return student, history
 
-# %% ../../chapters/06_bedkd.ipynb #c06-056
+# %% ../../chapters/06_bedkd.ipynb #c06-056s
 class Seen(NamedTuple):
     """What tells a defender how much of a backdoor is left in a model."""
 
@@ -168,7 +168,7 @@ class Seen(NamedTuple):
         return log_odds_excess(logits, self.suspects.labels, clean, labels,
                                self.purity)
 
-
+# %% ../../chapters/06_bedkd.ipynb #c06-056
 def observer(teacher: Model, seen: Seen, turned: float = 0.5,
              ) -> Callable[[nn.Module], tuple[float, float]]:
     """Return a function that measures what the defender can see of a model.
