@@ -497,7 +497,7 @@ def test_evidence_by_hand():
     counts = (LabelCounts(30, 1, 1, 20, 1, 1), LabelCounts(5, 4, 2, 3, 0, 0))
     tail = math.comb(5, 4) * math.comb(3, 0) / math.comb(8, 4)
     assert evidence(counts) == pytest.approx([1.0, 2 * tail])
-    assert evidence(counts, looks=3) == pytest.approx([1.0, 6 * tail])
+    assert evidence(counts, thresholds=3) == pytest.approx([1.0, 6 * tail])
     assert evidence((LabelCounts(300, 3, 3), LabelCounts(300, 100, 90))) == [1.0, 1.0]
 
 
@@ -664,7 +664,7 @@ def test_the_threshold_rises_until_a_label_stands_out(shift, fpr):
     (train, teacher, module), held = separated(300, shift)
     found = scan(teacher, module, train, held, ScanConfig(max_flagged=1000), 0)
     assert found.threshold == pytest.approx(0.9 * fpr, abs=0.005)
-    assert found.chance < 1e-3 and found.chance == evidence(found.counts, looks=4)[1]
+    assert found.chance < 1e-3 and found.chance == evidence(found.counts, thresholds=4)[1]
     # Only samples of the label that stands out are suspects.
     assert set(train.labels[i] for i in found.indices) == {1} and found.counts[0].suspects > 5
     assert found.purity == pytest.approx(
@@ -919,7 +919,7 @@ SUSPECTED = TrainSet(("a1", "b1", "c0", "d0"), (1, 1, 0, 0), ("no", "yes"))
 HELD = CleanSet(("e0", "f0", "g0", "h1", "i1"), (0, 0, 0, 1, 1), ("no", "yes"))
 
 
-def watch(indices, clean, answers, purity=1.0, **options):
+def seen_of(indices, clean, answers, purity=1.0, **options):
     """Return what the defender sees of a model that gives these log odds of class 1."""
     seen = Seen(SUSPECTED.take(indices) if indices else None, clean, purity)
     return akd.observer(Words(None), seen, **options)(answers.get)
@@ -930,10 +930,10 @@ ODDS = {"a1": -1.0, "b1": -2.0, "c0": 0.5, "d0": 2.0, "e0": -3.0, "f0": -0.5, "g
 
 
 def test_what_the_defender_sees_by_hand():
-    agreement, excess = watch([0, 1], [HELD], ODDS)
+    agreement, excess = seen_of([0, 1], [HELD], ODDS)
     assert agreement == 0 and excess == pytest.approx(-1.5 + 3.0)
     # Label 0 leans by the log odds of class 0 to itself: -1 and -3 of the clean samples of 1.
-    agreement, excess = watch([0, 1, 2], [HELD], ODDS)
+    agreement, excess = seen_of([0, 1, 2], [HELD], ODDS)
     assert agreement == 0
     assert excess == pytest.approx(sorted([-1 + 3, -2 + 3, -0.5 + 3])[1])  # lower of the middle
     assert akd.base_rate([2, 2, 0, 1], [2, 0, 1, 1], [2]) == pytest.approx(1 / 3)
@@ -941,19 +941,19 @@ def test_what_the_defender_sees_by_hand():
 
 def test_the_defender_measures_only_where_something_can_be_decided():
     always = dict.fromkeys((*SUSPECTED.inputs, *HELD.inputs), 1.0)
-    most = watch([0, 1, 2], [HELD], always)
+    most = seen_of([0, 1, 2], [HELD], always)
     assert most[0] == pytest.approx(2 / 3) and math.isnan(most[1])
-    asked = watch([0, 1, 2], [HELD], always, turned=2.0)
+    asked = seen_of([0, 1, 2], [HELD], always, turned=2.0)
     assert asked == pytest.approx((2 / 3, 0.0))
-    alone = watch([2, 3], [], always)
+    alone = seen_of([2, 3], [], always)
     assert alone[0] == 0 and math.isnan(alone[1])
-    assert all(map(math.isnan, watch([], [HELD], always)))
+    assert all(map(math.isnan, seen_of([], [HELD], always)))
     assert math.isnan(Seen(None, [HELD], 1.0).excess(Words(always.get)))
 
 
 def test_clean_samples_of_several_parts_count_alike():
-    whole = watch([0, 1, 2], [HELD], ODDS)
-    parts = watch([0, 1, 2], [HELD.take([0, 3]), HELD.take([1, 2, 4])], ODDS)
+    whole = seen_of([0, 1, 2], [HELD], ODDS)
+    parts = seen_of([0, 1, 2], [HELD.take([0, 3]), HELD.take([1, 2, 4])], ODDS)
     assert parts == pytest.approx(whole)
 
 

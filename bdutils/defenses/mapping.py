@@ -343,7 +343,7 @@ class LabelCounts(NamedTuple):
     """Of these, those whose label the teacher gives as well."""
 
 # %% ../../chapters/05_mapping_module.ipynb #c05-054
-def evidence(counts: Sequence[LabelCounts], looks: int = 1) -> list[float]:
+def evidence(counts: Sequence[LabelCounts], thresholds: int = 1) -> list[float]:
     """Return for each label how easily no backdoor would raise such flags.
 
     The bound on false alarms holds if a model without a backdoor moves samples
@@ -354,13 +354,13 @@ def evidence(counts: Sequence[LabelCounts], looks: int = 1) -> list[float]:
 
     Args:
         counts: By label.
-        looks: Thresholds that are tried.
+        thresholds: How many were tried.
 
     Returns:
         `chance` times the number of labels and of thresholds (Bonferroni), at
         most 1.
     """
-    return [min(1.0, len(counts) * looks * chance(
+    return [min(1.0, len(counts) * thresholds * chance(
         own.flagged, own.scanned, own.clean_flagged, own.clean))
         for own in counts]
 
@@ -452,8 +452,8 @@ def _judge(order: Sequence[int], train: TrainSet, measure: Callable,
             i for i in low if held[i][0] == held_out.labels[i]])
     counts = tuple(LabelCounts(*(labels.count(k) for labels in groups))
                    for k in range(train.num_labels))
-    looks = 1 if config.threshold is not None else len(config.fprs)
-    by_label = evidence(counts, looks)
+    tried = 1 if config.threshold is not None else len(config.fprs)
+    by_label = evidence(counts, tried)
     standing = {k for k, p in enumerate(by_label) if p <= config.alpha}
     return Suspects(
         tuple(i for i in agreed if train.labels[i] in standing), len(flagged),
