@@ -1112,14 +1112,14 @@ def odds_of(values):
 
 
 def check_excess(log_odds_excess):
-    clean, truth = odds_of([-5.0, -4.0, -3.0, 6.0, 6.5, 7.0]), [0] * 3 + [1] * 3
-    assert log_odds_excess(odds_of([-3.0, -2.0, -1.0]), [1] * 3, clean, truth) == pytest.approx(2)
-    assert log_odds_excess(odds_of([-9.0, -6.0, 0.0]), [1] * 3, clean, truth) == pytest.approx(-2)
+    clean, right = odds_of([-5.0, -4.0, -3.0, 6.0, 6.5, 7.0]), [0] * 3 + [1] * 3
+    assert log_odds_excess(odds_of([-3.0, -2.0, -1.0]), [1] * 3, clean, right) == pytest.approx(2)
+    assert log_odds_excess(odds_of([-9.0, -6.0, 0.0]), [1] * 3, clean, right) == pytest.approx(-2)
     # Three of five suspects are poisoned; the others rightly have their label.
     mixed = odds_of([-6.0, -4.0, -2.0, 5.0, 6.0])
-    assert log_odds_excess(mixed, [1] * 5, clean, truth, 0.5) == pytest.approx(0)
+    assert log_odds_excess(mixed, [1] * 5, clean, right, 0.5) == pytest.approx(0)
     # Of label 0, clean samples of class 1 have a median of -6.5.
-    assert log_odds_excess(odds_of([6.5, -4.0]), [0, 1], clean, truth) == pytest.approx(0)
+    assert log_odds_excess(odds_of([6.5, -4.0]), [0, 1], clean, right) == pytest.approx(0)
 
 
 def test_excess_by_hand():
@@ -1127,12 +1127,12 @@ def test_excess_by_hand():
 
 
 @pytest.mark.parametrize("flaw", [
-    lambda s, labels, c, truth, purity=1.0: log_odds_excess(s, labels, c, truth),
-    lambda s, labels, c, truth, purity=1.0: log_odds_excess(
-        s, labels, c, [1 - y for y in truth], purity),
-    lambda s, labels, c, truth, purity=1.0: log_odds_excess(
-        s, [1] * len(labels), c, truth, purity),
-    lambda s, labels, c, truth, purity=1.0: abs(log_odds_excess(s, labels, c, truth, purity))])
+    lambda s, labels, c, right, purity=1.0: log_odds_excess(s, labels, c, right),
+    lambda s, labels, c, right, purity=1.0: log_odds_excess(
+        s, labels, c, [1 - y for y in right], purity),
+    lambda s, labels, c, right, purity=1.0: log_odds_excess(
+        s, [1] * len(labels), c, right, purity),
+    lambda s, labels, c, right, purity=1.0: abs(log_odds_excess(s, labels, c, right, purity))])
 def test_every_flaw_of_the_excess_is_noticed(flaw):
     with pytest.raises(AssertionError):
         check_excess(flaw)
