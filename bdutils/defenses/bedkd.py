@@ -285,8 +285,8 @@ def _no_evidence(suspects: Suspects) -> str:
     return (f"no evidence of a backdoor: {suspects.flagged} of "
             f"{suspects.scanned} samples have a gap under "
             f"{suspects.threshold:.2f}, and no label has more than "
-            f"by chance (p = {suspects.chance:.2g}). The model is returned as it was; "
-            "ScanConfig(alpha=1) goes on all the same")
+            f"by chance (p = {suspects.chance:.2g}). The model is returned as "
+            "it was; ScanConfig(alpha=1) goes on all the same")
 
 
 def _without_search(context: Context, config: "BeDKD") -> list[int]:
@@ -327,7 +327,6 @@ class BeDKD:
 
     Source: Wu et al. 2025.
     """
-
     loss: LossConfig = LossConfig()
     """Of all steps."""
     module: ModuleConfig = ModuleConfig()

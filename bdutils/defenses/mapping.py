@@ -343,14 +343,15 @@ class LabelCounts(NamedTuple):
     """Of these, those whose label the teacher gives as well."""
 
 # %% ../../chapters/05_mapping_module.ipynb #c05-054
-def evidence(counts: Sequence[LabelCounts], thresholds: int = 1) -> list[float]:
+def evidence(counts: Sequence[LabelCounts],
+             thresholds: int = 1) -> list[float]:
     """Return for each label how easily no backdoor would raise such flags.
 
     The bound on false alarms holds if a model without a backdoor moves samples
-    that it was trained on at least as far as new ones. Power: with 320 clean
-    samples of the label, four thresholds, and 300 of 1,800 scanned samples
-    poisoned, a TPR of 30% is found with a probability of 99% at an FPR of 5%
-    and of 62% at 10%; see the page.
+    that it was trained on at least as far as new ones. Power, with 320 clean
+    and 1,800 scanned samples of the label, of which 300 are poisoned, at four
+    thresholds: a TPR of 70% is found in 99% of cases at an FPR of 5% and in
+    84% at 10%; a TPR of 40% in 81% at an FPR of 2% and in 35% at 5%.
 
     Args:
         counts: By label.
@@ -458,7 +459,8 @@ def _judge(order: Sequence[int], train: TrainSet, measure: Callable,
     return Suspects(
         tuple(i for i in agreed if train.labels[i] in standing), len(flagged),
         scanned, threshold, torch.tensor([delta for _, delta in held]),
-        min(by_label), counts, purity_of_suspects([counts[k] for k in standing]))
+        min(by_label), counts,
+        purity_of_suspects([counts[k] for k in standing]))
 
 # %% ../../chapters/05_mapping_module.ipynb #c05-056
 def scan(teacher: Model, module: Model, train: TrainSet,
