@@ -19,6 +19,9 @@ BEFORE = json.loads((results.FOLDER.parent / "numbers.json").read_text())
 RECORDS = sorted(results.FOLDER.glob("*/*.json"))
 
 
+RETIRED = {".scan.fpr"}  # hyperparameters of a form that recorded runs still have
+
+
 def leaves(value, path=""):
     """Return the places of all values that are no dictionary."""
     if not isinstance(value, dict):
@@ -28,7 +31,7 @@ def leaves(value, path=""):
 
 def test_no_record_was_lost():
     known = {f"{path.parent.name}/{path.stem}" for path in RECORDS}
-    assert set(BEFORE) <= known and len(BEFORE) == 492
+    assert set(BEFORE) <= known and len(BEFORE) == 476
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -56,7 +59,7 @@ def test_hyperparameters_stand_where_their_class_has_them():
         settings = results.read(path)["settings"]
         if "defense_settings" in settings:
             now = json.loads(json.dumps(asdict(VARIANTS[settings["defense"]])))
-            assert leaves(settings["defense_settings"]) <= leaves(now), path
+            assert leaves(settings["defense_settings"]) <= leaves(now) | RETIRED, path
 
 
 def test_every_record_is_a_run_of_its_study():
