@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from bdutils import exercises
 from bdutils.exercises import NOTHING
 
+pytestmark = pytest.mark.filterwarnings("ignore:reduction.*:UserWarning")  # a mistake, on purpose
+
 
 def poison(texts, labels, rate, target, insert, rng):
     texts, labels = list(texts), list(labels)
@@ -128,7 +130,7 @@ def entropy(p):
 
 # For each check a right answer, and wrong ones with a part of what must be said of them.
 ANSWERS = {
-    "poison": (poison, [
+    "check_poison": (poison, [
         (lambda *x: poison_some(*x, share_of_all=False), "yours 6, expected 8. The rate is a sha"),
         (lambda *x: poison_some(*x, relabel=False), "yours 10, expected 18. Change the label"),
         (lambda *x: poison_some(*x, among=lambda y, t: True), "among the other labels"),
@@ -136,25 +138,25 @@ ANSWERS = {
         (own_chance, "Take all chance from `rng`"),
         (poison_in_place, "changes what it is given; work on a copy"),
         (lambda texts, *x: poison(texts, *x)[0], "expected two lists")]),
-    "asr": (asr, [
+    "check_asr": (asr, [
         (lambda p, y, t: sum(a == t for a in p) / len(p), "yours 0.8, expected 0.833. Leave out"),
         (lambda p, y, t: sum(a == b for a, b in zip(p, y)) / len(p), "That is the accuracy"),
         (lambda p, y, t: 100 * asr(p, y, t), "yours 83.333, expected 0.833. Return a share"),
         (lambda p, y, t: "much", "returns a str, expected one number"),
         (lambda p, y, t: [0.5, 0.5], "yours has numbers of shape (2,), expected one number")]),
-    "insert": (insert, [
+    "check_insert": (insert, [
         (never_last, "yours 4, expected 5. 4 words leave 5 places"),
         (lambda text, word, rng: f"{word} {text}", "It is always the same place"),
         (own_place, "Take all chance from `rng`"),
         (lambda text, word, rng: text, "yours 0, expected 1"),
         (lambda text, word, rng: f"{word} {text[2:]}", "Only the new word"),
         (lambda text, word, rng: text.split(), "returns a list, expected a text")]),
-    "patch": (patch, [
+    "check_patch": (patch, [
         (lambda s, d, w: patch(d, s, w), "Receiver and donor are swapped"),
         (lambda s, d, w: d, "donor's states everywhere"),
         (patch_in_place, "changes what it is given; work on a copy"),
         (lambda s, d, w: s[w], "shape (2, 2), expected numbers of shape (2, 3, 2)")]),
-    "mapping_loss": (mapping_loss, [
+    "check_mapping_loss": (mapping_loss, [
         (lambda *x: mapping_loss(*x, scale=x[-1] ** 2), "No factor kappa squared"),
         (mapping_backward, "The teacher comes first"),
         (lambda *x: mapping_loss(*x, reduction="mean"), "a sum over classes"),
@@ -162,65 +164,64 @@ ANSWERS = {
         (lambda *x: mapping_loss(*x[:-1], 1.0), "by kappa"),
         (lambda *x: mapping_loss(x[0], x[3], *x[2:]), "The features are missing"),
         (lambda *x: mapping_loss(*x).item(), "keeps its gradient")]),
-    "punish_loss": (punish_loss, [
+    "check_punish_loss": (punish_loss, [
         (lambda ce, *x: -x[2] * ce.mean() + punish_loss(ce + 99, *x), "Take -ln(1 - p)"),
         (lambda *x: punish_loss(*x[:4], 99, 99), "The caps are missing"),
         (lambda *x: punish_loss(x[0], *(t.mean()[None] for t in x[1:3]), *x[3:]), "Cap each"),
         (punish_naive, "yours 0, expected 1. 1 - p rounds to zero"),
         (lambda *x: punish_loss(*x).item(), "keeps its gradient")]),
-    "mahalanobis": (mahalanobis, [
+    "check_mahalanobis": (mahalanobis, [
         (lambda *x: mahalanobis(*x) ** 2, "The square root is missing"),
         (lambda x, m, c: mahalanobis(x, m, c.inverse()), "Use the inverse"),
         (lambda x, m, c: (x - m).norm(dim=1), "Euclidean"),
         (lambda x, m, c: mahalanobis(x, m, c.diag().diag()), "not only its diagonal"),
         (lambda *x: mahalanobis(*x).mean(), "yours has one number, expected numbers of shape (")]),
-    "unlearning_loss": (unlearn, [
+    "check_unlearning_loss": (unlearn, [
         (lambda *x: -unlearn(*x), "minus the divergence"),
         (lambda z, z0: unlearn(z0, z), "The teacher comes first"),
         (lambda *x: unlearn(*x) / 2, "Sum over classes"),
         (lambda *x: unlearn(*x).item(), "keeps its gradient")]),
-    "blend": (blend, [
+    "check_blend": (blend, [
         (lambda x, p, a: blend(x, p, 1 - a), "swapped"),
         (lambda x, p, a: x + a * p, "The image must get weaker"),
         (lambda x, p, a: blend(x, p, a)[0], "shape (1, 1, 2), expected numbers of shape (2, 1")]),
-    "prune": (prune, [
+    "check_prune": (prune, [
         (lambda x, s: prune(-x, s), "most active"),
         (lambda x, s: prune(x, s).sort().values, "Keep the order"),
         (lambda x, s: x.amax((0, 2, 3)).argsort()[:int(s * 8)], "not the maximum"),
         (lambda x, s: prune(x, 1), "shape (8,), expected numbers of shape (2,)")]),
-    "nt_loss": (nt_loss, [
+    "check_nt_loss": (nt_loss, [
         (nt_kept, "Drop the given label of both"),
         (lambda *x: nt_loss(*x, drop=0.0), "a logit of 0 still counts"),
         (lambda *x: nt_loss(*x, reduction="mean"), "Sum over classes, mean over samples"),
         (lambda *x: nt_loss(*x, reduction="sum"), "mean over samples, not the sum"),
         (lambda z, z0, y: nt_loss(z0, z, y), "The teacher comes first"),
         (lambda *x: nt_loss(*x).item(), "keeps its gradient")]),
-    "strip_entropy": (entropy, [
+    "check_strip_entropy": (entropy, [
         (lambda p: -entropy(p), "minus sign"),
         (lambda p: entropy(p) / math.log(2), "bits"),
         (lambda p: entropy(p.mean(1, keepdim=True)), "the entropy of each copy"),
         (lambda p: -(p * p.log()).sum(2).mean(1), "0 ln 0 counts as 0"),
         (lambda p: entropy(p).mean(), "yours has one number, expected numbers of shape (2,)")]),
-    "distance": (lambda asr, floor: abs(asr - floor), [
+    "check_distance": (lambda asr, floor: abs(asr - floor), [
         (lambda asr, floor: asr - floor, "yours -8, expected 8. Below the floor counts"),
         (lambda asr, floor: max(0, asr - floor), "yours 0, expected 8. Below the floor is"),
         (lambda asr, floor: asr, "Subtract the floor"),
         (lambda asr, floor: "far", "returns a str, expected one number")]),
 }
-MISTAKES = [pytest.param(name, wrong, said, id=f"{name}-{said[:25]}")
+MISTAKES = [pytest.param(name, wrong, said, id=f"{name[6:]}-{said[:25]}")
             for name, (_, all_wrong) in ANSWERS.items() for wrong, said in all_wrong]
-CHECKS = {name: getattr(exercises, f"check_{name}") for name in ANSWERS}
+CHECKS = {name: getattr(exercises, name) for name in ANSWERS}
 each = pytest.mark.parametrize("name", ANSWERS)
 
 
 def test_each_check_is_tested_with_two_mistakes_or_more():
-    made = {name for name in vars(exercises) if name.startswith("check_")}
-    assert made == {f"check_{name}" for name in ANSWERS}
+    assert {name for name in vars(exercises) if name.startswith("check_")} == set(ANSWERS)
     assert min(len(wrong) for _, wrong in ANSWERS.values()) >= 2
 
 
 @each
-def test_the_right_answer_passes(name, capsys):
+def test_the_right_answer_is_right(name, capsys):
     CHECKS[name](ANSWERS[name][0])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) >= 2 and all(line.startswith("Right: ") for line in lines), lines
