@@ -282,3 +282,37 @@ def test_a_docstring_says_how_the_answer_is_called(name):
     CHECKS[name](lambda *given: called.append(len(given)))
     signature = inspect.getdoc(CHECKS[name]).split("`")[1]
     assert signature.startswith("yours(") and signature.count(",") + 1 == called[0]
+
+
+def test_the_books_own_functions_are_right():
+    """Where the package has the same function, it and the check must agree."""
+    from torch.distributions import Categorical
+
+    from bdutils import metrics
+    from bdutils.attacks.text import insert_among
+    from bdutils.defenses import detector, dup, mapping, ntml
+
+    def of_mapping(z, h, z0, h0, labels, a, kappa):
+        batch = mapping.TeacherBatch({}, labels, z0, h0, None)
+        terms = mapping.sample_terms(z, h, batch, kappa)
+        return mapping.bedkd_loss(terms, mapping.LossConfig(ce_weight=a))
+
+    def of_punish(ce, kl, mse, a, kl_cap, mse_cap):  # the first cap is in units of ln K
+        bounds = kl_cap / math.log(2), mse_cap
+        config = mapping.LossConfig(ce_weight=a, bounds=bounds)
+        return mapping.bedkd_loss((ce, kl, mse), config, sign=-1, num_labels=2)
+
+    def of_distance(x, mean, covariance):
+        root = torch.linalg.cholesky(covariance)
+        return detector.distance(x[:, None], mean[None], root[None])[:, 0]
+
+    for check, own in {
+            exercises.check_asr: lambda *given: metrics.asr(*given).value,
+            exercises.check_insert: lambda text, *given: insert_among(text.split(), *given),
+            exercises.check_mapping_loss: of_mapping,
+            exercises.check_punish_loss: of_punish,
+            exercises.check_mahalanobis: of_distance,
+            exercises.check_unlearning_loss: lambda *z: -dup.divergence(*z).mean(),
+            exercises.check_nt_loss: ntml.nt_loss,
+            exercises.check_strip_entropy: lambda p: Categorical(p).entropy().mean(1)}.items():
+        check(own, strict=True)
