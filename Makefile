@@ -122,7 +122,7 @@ edit: $(STAMP)  ## open the chapters in JupyterLab
 notebooks: $(STAMP)  ## run every chapter again and store its outputs
 	$(PY) -m tools.book execute
 
-export: $(STAMP)  ## copy the cells marked '#| export' into bdutils
+export: $(STAMP)  ## copy the cells marked '#| export' into bdutils, and the chapters into colab
 	$(PY) -m tools.book export
 
 assets: $(STAMP)  ## fetch the model and the data into the cache

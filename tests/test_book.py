@@ -1,5 +1,6 @@
 """The book's own rules, checked on the stored chapters."""
 
+import ast
 import inspect
 import json
 import os
@@ -61,7 +62,8 @@ def test_nothing_that_was_fetched_or_trained_is_in_the_repository():
         pytest.skip("this is not a clone")
     tracked = [ROOT / name for name in listed.stdout.split("\0") if name]
     assert {path.relative_to(ROOT).parts[0] for path in tracked if path.parent != ROOT} == {
-        ".ci", ".github", "_static", "bdutils", "benchmarks", "chapters", "data", "tests", "tools"}
+        ".ci", ".github", "_static", "bdutils", "benchmarks", "chapters", "colab", "data", "tests",
+        "tools"}
     assert [path for path in tracked if path.is_file() and path.stat().st_size > 1_000_000] == []
     assert not {path.suffix for path in tracked} & {
         ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gz", ".lock", ".whl", ".parquet"}
@@ -147,8 +149,8 @@ def test_figures_have_descriptions(name):
 def test_address_and_version_agree(name):
     tag = f"v{bdutils.__version__}"
     repository = book.address().removeprefix("https://github.com/")
-    link = (f"https://colab.research.google.com/github/{repository}/blob/{tag}/chapters/{name}")
-    assert text_of(name).count(link) == 2
+    link = (f"https://colab.research.google.com/github/{repository}/blob/{tag}/colab/{name}")
+    assert text_of(name).count(link) == 2  # not the chapter itself, which has the solutions
     setup = source(code_cells(name)[0])
     assert f"--branch {tag} https://github.com/{repository}.git" in setup
     assert setup == source(code_cells(next(iter(CHAPTERS)))[0])
@@ -189,14 +191,69 @@ def test_an_edited_module_is_noticed(tmp_path, monkeypatch):
     (tmp_path / "chapters").mkdir()
     for path in book.notebooks():
         (tmp_path / "chapters" / path.name).write_text(path.read_text())
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     monkeypatch.setattr(book, "ROOT", tmp_path)
     monkeypatch.setattr(book, "CHAPTERS", tmp_path / "chapters")
     (tmp_path / "bdutils").mkdir()
     book.export(tmp_path / "bdutils")
+    book.write_copies()
     assert book.check() == []
     module = tmp_path / "bdutils/attacks/text.py"
     module.write_text(module.read_text().replace("rng.choice(self.words)", "self.words[0]"))
     assert book.check() == ["bdutils/attacks/text.py"]
+    (tmp_path / "colab/07_anomalies.ipynb").write_text("{}")
+    assert book.check() == ["colab/07_anomalies.ipynb", "bdutils/attacks/text.py"]
+
+
+@each_chapter
+def test_the_copy_for_colab_has_everything_but_solutions(name):
+    path = ROOT / "chapters" / name
+    copied = json.loads(book.copy_for_colab(path))["cells"]
+    text = "\n\n".join(source(c) for c in copied)
+    exercises = list(book.exercises(path))
+    assert "{solution" not in text and "Answers\n:class" not in text
+    for exercise in exercises:
+        assert f"chapters/{path.stem}.html#{exercise.label})" in text
+        assert exercise.statement.strip() in text and exercise.stub in text
+        assert not exercise.program or exercise.program.split("\n\n\n")[0] not in text
+        assert not exercise.words or exercise.words[:60] not in text
+    assert not any(c.get("outputs") for c in copied)
+    kept = {c["id"] for c in copied}
+    assert kept <= {c["id"] for c in CHAPTERS[name]["cells"]}
+    lost, made = set(), set()  # names that only solutions define; no later cell may need them
+    for cell in code_cells(name):
+        if "google.colab" in source(cell):
+            continue
+        names = [x for x in ast.walk(ast.parse(source(cell))) if isinstance(x, ast.Name)]
+        stored = {x.id for x in names if isinstance(x.ctx, ast.Store)}
+        if cell["id"] in kept:
+            assert not {x.id for x in names} & (lost - made - stored), cell["id"]
+            made |= stored
+        else:
+            lost |= stored
+
+
+def test_the_stub_of_an_exercise_is_found(tmp_path):
+    stub = "from bdutils.exercises import check_asr\n\ndef rate(p, y, t):\n    return None\n\n"
+    cells = [{"cell_type": kind, "id": str(i), "metadata": {}, "source": [text]} for i, (
+        kind, text) in enumerate([
+            ("markdown", ":::{exercise}\n:label: ex-a\n\n*Easy, 5 minutes, code.* Do.\n:::"),
+            ("code", f"{stub}check_asr(rate)"),
+            ("markdown", ":::{solution-start} ex-a\n:::"), ("code", "rate = sum\ncheck_asr(rate)"),
+            ("markdown", "So.\n\n:::{solution-end}\n:::\n\n:::{exercise}\n:label: ex-b\n\n"
+                         "*Easy, 5 minutes.* Say.\n:::\n\n:::{solution} ex-b\nYes.\n:::\n\nEnd.")
+        ])]
+    path = tmp_path / "x.ipynb"
+    path.write_text(json.dumps({"cells": cells}))
+    first, second = book.exercises(path)
+    assert first.stub == "def rate(p, y, t):\n    return None"
+    assert (first.check, second.stub, second.check) == ("check_asr(rate)", "", "")
+    assert (first.program, first.words) == ("rate = sum\ncheck_asr(rate)", "So.")
+    copied = json.loads(book.copy_for_colab(path))["cells"]
+    assert [c["id"] for c in copied] == ["0", "1", "2"] and "check_asr" in source(copied[1])
+    assert re.fullmatch(r"\*Solution: on \[the page of this chapter\]\(https://\S+/x.html#ex-a\)"
+                        r"\.\*\n\n:::\{exercise\}\n.*\n:::\n\n\*Solution: on .*\n\nEnd\.",
+                        source(copied[2]), re.DOTALL)
 
 
 def test_contents_and_folder_agree():

@@ -9,8 +9,8 @@ from tools import book, course
 
 TASKS = {path.stem: course.read(path)[1] for path in sorted(course.SHEETS.glob("*.yml"))}
 TESTED = {name: [t for t in tasks if t.tested] for name, tasks in TASKS.items()}
-# Grading takes some seconds a sheet. These three need the lightest imports.
-SOME = ("02_measuring", "04_inside_the_model", "08_dup")
+# Grading takes some seconds a sheet. These need the lightest imports.
+SOME = ("01_five_minutes", "02_measuring", "08_dup")
 
 pytestmark = [pytest.mark.slow,
               pytest.mark.filterwarnings("ignore:Object of type")]  # nbgrader's own queries
@@ -18,6 +18,11 @@ pytestmark = [pytest.mark.slow,
 
 def notebook(folder, kind, name):
     return json.loads((folder / kind / name / f"{name}.ipynb").read_text(encoding="utf8"))
+
+
+def kinds_of(task):
+    """Return the names of a task's tests in nbgrader: of its own, or the chapter's check."""
+    return ("check",) if task.checked else ("visible", "hidden")
 
 
 def cells_of(stored):
@@ -69,7 +74,12 @@ def test_students_get_no_solution_and_no_hidden_test(folder):
         assert set(source) == set(release) and "BEGIN" not in seen and "{eq}" not in seen
         for task in tasks:
             answer = release[task.exercise]
-            if task.tested:
+            if task.checked:
+                made = {e.label: e for e in book.exercises(book.CHAPTERS / f"{name}.ipynb")}
+                assert answer.strip() == made[task.exercise].stub
+                assert release[f"{task.exercise}-check"].strip() == made[task.exercise].check
+                assert "strict=True)" in source[f"{task.exercise}-check"]
+            elif task.tested:
                 assert answer.strip() == task.stub.strip()
                 assert release[f"{task.exercise}-hidden"] == course.MORE
                 assert task.hidden.strip() in source[f"{task.exercise}-hidden"]
@@ -89,7 +99,7 @@ def test_reference_solutions_get_all_points(folder):
     for task in (task for tasks in TASKS.values() for task in tasks):
         if task.tested:
             wanted |= {f"{task.exercise}-{kind}": (most, most)
-                       for kind, most in zip(("visible", "hidden"), task.points)}
+                       for kind, most in zip(kinds_of(task), task.points)}
         else:  # a person grades it
             wanted[task.exercise] = (None, task.points[0])
     assert graded(folder, "reference", answers, TASKS) == wanted
@@ -102,25 +112,27 @@ def test_wrong_and_missing_answers_get_less(folder, student):
     found = graded(folder, student, answers, SOME)
     assert len(tasks) >= 5
     for task in tasks:
-        got = [found[f"{task.exercise}-{kind}"][0] for kind in ("visible", "hidden")]
+        got = [found[f"{task.exercise}-{kind}"][0] for kind in kinds_of(task)]
         assert sum(got) < sum(task.points), task.exercise
-        assert student == "mistaken" or got == [0, 0], task.exercise
+        assert student == "mistaken" or sum(got) == 0, task.exercise
 
 
 @pytest.mark.parametrize("name", TESTED)
 def test_every_test_can_fail(folder, name):
     """The tests of all sheets, in this process: a kernel for each would take minutes."""
     source = cells_of(notebook(folder, "source", name))
+    release = cells_of(notebook(folder, "release", name))
     start = dict.fromkeys(label for label in source if label == "setup-sheet")
     for task in TESTED[name]:
         setup = [*start, *(x for x in source if x.startswith(f"{task.exercise}-setup-"))]
-        for answer, most in ((task.wrong, 1), (task.stub, 0)):
+        kinds = kinds_of(task)
+        for answer, most in ((task.wrong, len(kinds) - 1), (release[task.exercise], 0)):
             space = {"__name__": "sheet"}
             for label in setup:
                 exec(source[label], space)
             exec(answer, space)
             passed = 0
-            for kind in ("visible", "hidden"):
+            for kind in kinds:
                 try:
                     exec(source[f"{task.exercise}-{kind}"], space)
                     passed += 1
@@ -157,6 +169,8 @@ tasks:
     ("c07-093", "c99-001", "no code cell \\['c99-001'\\]"),
     ("ex-dup-half", "ex-dup-scale", "its solution has no code"),
     (GOOD, "tasks: [{exercise: ex-dup-half, points: 2}]", "so it needs `stub` and tests"),
+    (GOOD, "tasks: [{exercise: ex-dup-half, points: 2, wrong: limit = 2}]",
+     "the chapter has no stub with a check"),
     (GOOD, "tasks: [ex-dup-half]", "'ex-dup-half' has none"),
     (GOOD, "- a list", "must have `tasks`")])
 def test_a_bad_sheet_is_named(tmp_path, old, new, message):
@@ -165,6 +179,14 @@ def test_a_bad_sheet_is_named(tmp_path, old, new, message):
     assert len(course.sheet(path)["cells"]) == 7
     path.write_text(GOOD.replace(old, new), encoding="utf8")
     with pytest.raises(course.SheetError, match=message):
+        course.sheet(path)
+
+
+def test_a_sheet_does_not_repeat_the_stub_of_a_chapter(tmp_path):
+    path = tmp_path / "01_five_minutes.yml"
+    text = GOOD.replace("ex-dup-half", "ex-poison").replace("[c07-093]", "[c01-003]")
+    path.write_text(text, encoding="utf8")
+    with pytest.raises(course.SheetError, match="ex-poison: the chapter has stub and check"):
         course.sheet(path)
 
 

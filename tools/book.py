@@ -1,12 +1,15 @@
 """The authors' tool: keep chapters, package and addresses in step.
 
-    python -m tools.book export          exported cells -> modules of the package
+    python -m tools.book export          exported cells -> modules of the package; copies for Colab
     python -m tools.book check           fail if that would change anything
     python -m tools.book execute [NAME]  run chapters, store their outputs, in place
     python -m tools.book address URL     write the repository's address everywhere
 
 A code cell that starts with `#| export` is copied into the module that the notebook's
 `#| default_exp` names, so the reader, the tests and later chapters use one and the same code.
+
+What a reader opens on Colab is a copy of the chapter, in the folder `colab`: it has no solutions
+and no outputs, and says where on the pages the solutions are.
 """
 
 from __future__ import annotations
@@ -44,6 +47,12 @@ _BLOCK = re.compile(
     r"^:::\{(exercise|solution)(-start)?\} ?(\S*)\n((?::\w+:[^\n]*\n)*)(?(2):::\n)(.*?)^:::",
     re.MULTILINE | re.DOTALL)
 _FENCE = "\0"  # around code, where all cells of a chapter are one text
+_CHECK = re.compile(r"^check_\w+\(.*\)$", re.MULTILINE)
+_IMPORT = re.compile(r"^from bdutils\.exercises import .*\n", re.MULTILINE)
+_HIDDEN = re.compile(  # on Colab nothing is folded
+    r"^:::\{solution-start\} (\S+)\n.*?^:::\{solution-end\}\n:::$"
+    r"|^:::\{solution\} (\S+)\n.*?^:::$|^:::\{admonition\} Answers\n.*?^:::$",
+    re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,10 @@ class Exercise:
     """Of the solution, empty if it has none."""
     program: str
     """Code of the solution, empty if it has none."""
+    stub: str = ""
+    """What the reader fills in, empty if it has none."""
+    check: str = ""
+    """The call of `bdutils.exercises` below the stub."""
 
 
 def exercises(path: Path) -> Iterator[Exercise]:
@@ -81,9 +94,15 @@ def exercises(path: Path) -> Iterator[Exercise]:
     text = "\n\n".join("".join(c["source"]) if c["cell_type"] == "markdown" else
                        f"{_FENCE}{''.join(c['source'])}{_FENCE}" for c in cells) + "\n"
     found: dict[str, dict[str, str]] = {}
-    for kind, _, name, options, body in _BLOCK.findall(text):
+    for block in _BLOCK.finditer(text):
+        kind, _, name, options, body = block.groups()
         label = name or re.search(r":label: (\S+)", options)[1]
         found.setdefault(label, {})[kind] = body
+        below = re.split(r"^:::\{(?!\w+-end)", text[block.end():], flags=re.MULTILINE)[0]
+        for code in below.split(_FENCE)[1::2]:
+            if kind == "exercise" and (call := _CHECK.search(code)):
+                stub = _IMPORT.sub("", _CHECK.sub("", code))
+                found[label] |= {"check": call[0], "stub": stub.strip()}
     for place, (label, parts) in enumerate(found.items(), 1):
         about = re.search(r"\*(\w+), (\d+) minutes(, code)?\.\*", parts["exercise"])
         if not about:
@@ -92,7 +111,44 @@ def exercises(path: Path) -> Iterator[Exercise]:
         solution = parts.get("solution", "").split(_FENCE)
         yield Exercise(label, place, about[1].lower(), int(about[2]), bool(about[3]),
                        parts["exercise"], "\n\n".join(x.strip() for x in solution[::2]).strip(),
-                       "\n\n\n".join(solution[1::2]))
+                       "\n\n\n".join(solution[1::2]), parts.get("stub", ""),
+                       parts.get("check", ""))
+
+
+def page(stem: str) -> str:
+    """Return the address of a chapter's published page."""
+    owner, repository = address().split("/")[-2:]
+    return f"https://{owner}.github.io/{repository}/chapters/{stem}.html"
+
+
+def copy_for_colab(path: Path) -> str:
+    """Return a chapter without solutions and without outputs.
+
+    Args:
+        path: Of the notebook.
+    """
+    def link(hidden: re.Match) -> str:
+        label = hidden[1] or hidden[2]
+        there = f"{page(path.stem)}#{label or 'questions'}"
+        return f"*{'Solution' if label else 'Answers'}: on [the page of this chapter]({there}).*"
+
+    notebook = json.loads(path.read_text(encoding="utf8"))
+    text = "".join(f"\0{i}\0\n{''.join(cell['source'])}\n"
+                   for i, cell in enumerate(notebook["cells"]))
+    parts = re.split("\0(\\d+)\0\n", _HIDDEN.sub(link, text))[1:]
+    cells = []
+    for i, source in zip(parts[::2], parts[1::2]):
+        cell = notebook["cells"][int(i)]
+        tags = {"tags": cell["metadata"]["tags"]} if "tags" in cell["metadata"] else {}
+        cells.append(cell | {"metadata": tags, "source": source.strip("\n").splitlines(True)})
+        if cell["cell_type"] == "code":
+            cells[-1] |= {"outputs": [], "execution_count": None}
+    return json.dumps(notebook | {"cells": cells}, indent=1, ensure_ascii=False) + "\n"
+
+
+def copies() -> dict[Path, str]:
+    """Return what the copies for Colab must be."""
+    return {ROOT / "colab" / path.name: copy_for_colab(path) for path in notebooks()}
 
 
 def export(package: Path = ROOT / "bdutils") -> None:
@@ -117,9 +173,17 @@ def export(package: Path = ROOT / "bdutils") -> None:
             nb_export(path, lib_path=package, mod_maker=Whole)
 
 
+def write_copies() -> None:
+    """Write the copies for Colab."""
+    for path, text in copies().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf8")
+
+
 def check() -> list[str]:
-    """Return the exported modules that differ from the chapters."""
-    stale = []
+    """Return the exported modules and the copies for Colab that differ from the chapters."""
+    stale = [str(path.relative_to(ROOT)) for path, text in copies().items()
+             if not path.is_file() or path.read_text(encoding="utf8") != text]
     with tempfile.TemporaryDirectory(dir=ROOT, prefix=".export-") as folder:
         made = Path(folder) / "bdutils"
         made.mkdir()
@@ -198,6 +262,7 @@ def main(arguments: list[str]) -> None:
     match arguments:
         case ["export"]:
             export()
+            write_copies()
         case ["check"]:
             if stale := check():
                 raise SystemExit(f"out of step with the chapters: {', '.join(stale)}; run "
@@ -208,6 +273,7 @@ def main(arguments: list[str]) -> None:
                      if not names or any(n in p.name for n in names)])
         case ["address", url]:
             set_address(url)
+            write_copies()
         case _:
             raise SystemExit(__doc__)
 

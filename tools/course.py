@@ -1,9 +1,10 @@
 """Exercise sheets for a class, in the form of nbgrader: `python -m tools.course [FOLDER]`.
 
-An exercise's statement and solution stay in its chapter. A file of `chapters/teaching/sheets`
-adds what a sheet needs beside them: set-up, a stub, points, tests that students see and tests
-that they do not see, and a wrong answer that the tests must notice. From both this makes one
-notebook a chapter; nbgrader takes solutions and hidden tests out of it for the students.
+An exercise's statement and solution stay in its chapter, and so do its stub and its check, if it
+has them. A file of `chapters/teaching/sheets` adds what a sheet needs beside them: points, and a
+wrong answer that must not get all of them; without a check in the chapter also set-up, a stub,
+tests that students see and tests that they do not see. From both this makes one notebook a
+chapter; nbgrader takes solutions and hidden tests out of it for the students.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class Task:
     exercise: str
     """Its label."""
     points: Sequence[float]
-    """Of visible and hidden tests; one number for an answer in words, which a person grades."""
+    """Of visible and hidden tests; one number for a check of the chapter, and for an answer in
+    words, which a person grades."""
     cells: Sequence[str] = ()
     """Ids of the chapter's cells that are needed."""
     setup: str = ""
@@ -72,7 +74,12 @@ class Task:
     @property
     def tested(self) -> bool:
         """Tell whether tests grade it, and not a person."""
-        return bool(self.stub)
+        return bool(self.wrong)
+
+    @property
+    def checked(self) -> bool:
+        """Tell whether stub and check are the chapter's."""
+        return self.tested and not self.stub
 
 
 def read(path: Path) -> tuple[str, list[Task]]:
@@ -108,15 +115,16 @@ def _task(name: str, entry: dict) -> Task:
                          f"{sorted(Task.__dataclass_fields__)}")
     tests = {"stub", "visible", "hidden", "wrong"}
     given = tests & set(entry)
-    missing = {"exercise", "points"} - set(entry) | (tests - given if given else set())
+    own = bool(given - {"wrong"})
+    missing = {"exercise", "points"} - set(entry) | (tests - given if own else set())
     if missing:
-        raise SheetError(f"{where}: missing {sorted(missing)}; a task with code has all of "
-                         f"{sorted(tests)}, one in words has none of them")
+        raise SheetError(f"{where}: missing {sorted(missing)}; a task with own tests has all of "
+                         f"{sorted(tests)}, one with a check in the chapter has `wrong`, one in "
+                         "words none of them")
     points = entry["points"] if isinstance(entry["points"], list) else [entry["points"]]
-    if len(points) != (2 if given else 1) or not all(
-            isinstance(p, int | float) and p > 0 for p in points):
-        raise SheetError(f"{where}: `points` must be [for visible, for hidden tests] with code, "
-                         f"one number without, all above 0; not {entry['points']!r}")
+    if len(points) != 1 + own or not all(isinstance(p, int | float) and p > 0 for p in points):
+        raise SheetError(f"{where}: `points` must be [for visible, for hidden tests] with own "
+                         f"tests, one number without, all above 0; not {entry['points']!r}")
     return Task(**{**entry, "points": points})
 
 
@@ -150,17 +158,12 @@ def _role(role: str, content: str) -> str:
         return words or label
     if role == "doc":
         stem = label.rsplit("/", 1)[-1]
-        return f"[{words or stem}]({_page(stem)})"
+        return f"[{words or stem}]({book.page(stem)})"
     if role in ("eq", "ref", "numref", "prf:ref"):
         kind = KINDS.get(label.split("-")[0], "part")
         anchor = f"equation-{label}" if role == "eq" else label
-        return f"[{words or f'{kind} {label}'}]({_page(_home(label))}#{anchor})"
+        return f"[{words or f'{kind} {label}'}]({book.page(_home(label))}#{anchor})"
     raise SheetError(f"the role {{{role}}}`{content}` has no plain form: write it in words")
-
-
-def _page(stem: str) -> str:
-    owner, repository = book.address().split("/")[-2:]
-    return f"https://{owner}.github.io/{repository}/chapters/{stem}.html"
 
 
 def _home(label: str) -> str:
@@ -193,7 +196,7 @@ def sheet(path: Path) -> dict:
     code = {c["id"]: "".join(c["source"]) for c in stored if c["cell_type"] == "code"}
     title = re.search(r"^# (.+)", "\n".join("".join(c["source"]) for c in stored), re.M)[1]
     number = int(path.stem[:2])
-    head = HEAD.format(title=title, number=number, page=_page(path.stem))
+    head = HEAD.format(title=title, number=number, page=book.page(path.stem))
     cells = [_cell("head", head, "markdown"), _cell("setup", next(iter(code.values())))]
     if setup:
         cells.append(_cell("setup-sheet", setup))
@@ -223,12 +226,25 @@ def _cells(where: str, task: Task, exercise: book.Exercise, setup: Sequence[str]
         raise SheetError(f"{where}: its solution has no code, so tests cannot grade it; leave "
                          "`stub` and tests out")
     if exercise.program and not task.tested:
-        raise SheetError(f"{where}: its solution has code, so it needs `stub` and tests")
+        raise SheetError(f"{where}: its solution has code, so it needs `stub` and tests, or "
+                         "`wrong` where the chapter has a stub with a check")
+    if task.tested and task.checked != bool(exercise.check):
+        raise SheetError(f"{where}: " + (
+            "the chapter has stub and check already; leave the sheet's out" if exercise.check else
+            "the chapter has no stub with a check of `bdutils.exercises` below the exercise"))
+    if task.checked:
+        setup = [*setup, f"from bdutils.exercises import {exercise.check.split('(')[0]}"]
     start = [_cell(f"{name}-setup-{i}", part) for i, part in enumerate(setup) if part.strip()]
     if not task.tested:
         answer = f"### BEGIN SOLUTION\n{plain(exercise.words)}\n### END SOLUTION"
         return [*start, _cell(name, answer, "markdown", solution=True, points=task.points[0])]
-    answer = f"{task.stub.rstrip()}\n### BEGIN SOLUTION\n{exercise.program}\n### END SOLUTION"
+    stub = exercise.stub if task.checked else task.stub
+    answer = f"{stub.rstrip()}\n### BEGIN SOLUTION\n{exercise.program}\n### END SOLUTION"
+    if task.checked:  # students see what it prints; only the graded form stops at a mistake
+        strict = re.sub(r"\)$", ", strict=True)", exercise.check)
+        test = f"{exercise.check}\n### BEGIN HIDDEN TESTS\n{strict}\n### END HIDDEN TESTS"
+        return [*start, _cell(name, answer, solution=True),
+                _cell(f"{name}-check", test, points=task.points[0])]
     # What the visible tests reject gets no hidden points either: a loop over nothing passes.
     hidden = (f"{MORE}\n### BEGIN HIDDEN TESTS\n{task.visible.rstrip()}\n\n"
               f"{task.hidden.rstrip()}\n### END HIDDEN TESTS")

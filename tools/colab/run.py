@@ -6,10 +6,10 @@
 For each chapter there is a fresh machine: an empty `/content` (another folder stands in for it),
 the imported module `google.colab` (the folder stand_in beside this file) and GitHub (a bare copy
 of this repository, with what is not committed yet, at the tag of the set-up cell). Then all cells
-are run, the set-up cell twice. Nothing may be installed by that, the floors of pyproject.toml must
-be met, no cell may fail, and what a cell prints must be what is stored. It is not Colab itself,
-and the models come from the cache of this machine: name an empty one in BDUTILS_CACHE to have
-them trained.
+of the reader's copy (see `tools.book`) are run, the set-up cell twice. Nothing may be installed by
+that, the floors of pyproject.toml must be met, no cell may fail, and what a cell prints must be
+what the chapter stores. It is not Colab itself, and the models come from the cache of this
+machine: name an empty one in BDUTILS_CACHE to have them trained.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+
+from tools import book
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
@@ -92,9 +94,10 @@ def run_all(path: Path, cells: int | None = None) -> tuple[list[str], dict]:
     Returns:
         What went wrong, one sentence each; what it cost.
     """
-    notebook = nbformat.read(path, as_version=4)
+    stored = {cell.id: said(cell) for cell in nbformat.read(path, as_version=4).cells
+              if cell.cell_type == "code"}
+    notebook = nbformat.reads(book.copy_for_colab(path), as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"][:cells]
-    stored = {cell.id: said(cell) for cell in code}
     measure = nbformat.v4.new_code_cell("from tools import status\nprint(status.spent())")
     notebook.cells = [code[0], nbformat.v4.new_code_cell(code[0].source), *code[1:], measure]
     with tempfile.TemporaryDirectory() as folder:
