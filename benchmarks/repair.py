@@ -36,7 +36,7 @@ FEW = {"train": 160, "clean": 80, "test": 40}
 
 def blind(*given: object, **options: object) -> object:
     """Observe nothing, as the authors do: their number of cycles is fixed."""
-    return lambda model: (math.nan,) * 2
+    return lambda model: (math.nan,) * 3
 
 
 def main(method: str, smoke: bool) -> dict:

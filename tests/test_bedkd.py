@@ -750,21 +750,26 @@ def test_the_scan_does_not_depend_on_batches(size, monkeypatch):
 # ------------------------------------------------- adversarial distillation
 
 
+NAN = math.nan
+
+
 @pytest.mark.parametrize("seen, settle, done", [
-    ([(1.0, math.nan), (0.6, math.nan)], 4, False),
-    ([(1.0, math.nan), (0.3, 0.5)], 4, False),
-    ([(1.0, math.nan), (0.3, 0.0)], 4, True),
-    ([(1.0, math.nan), (0.3, -0.5)], 4, True),
-    ([(1.0, math.nan), (0.1, 0.5)], 4, False),  # rare, and yet they lean to their label
-    ([(0.4, -0.5), (0.4, 0.5)], 4, False),  # the last one counts
-    ([(1.0, 9.0), *[(0.4, 1.0)] * 3], 4, False),
-    ([(1.0, 9.0), *[(0.4, 1.0)] * 4], 4, True),  # has turned for good
-    ([(1.0, 9.0), (0.4, 1.0), (0.9, 1.0), (0.4, 1.0)], 2, True),
-    ([(1.0, 9.0), *[(0.5, 1.0)] * 3], 1, False),  # one half has not turned
-    ([(math.nan, math.nan)] * 9, 1, False),  # nothing to observe
+    ([(1.0, NAN, NAN), (0.6, NAN, NAN)], 4, False),
+    ([(1.0, NAN, NAN), (0.3, 0.1, 0.5)], 4, False),
+    ([(1.0, NAN, NAN), (0.3, 0.1, 0.0)], 4, True),
+    ([(1.0, NAN, NAN), (0.3, 0.1, -0.5)], 4, True),
+    ([(1.0, NAN, NAN), (0.1, 0.1, 0.5)], 4, True),  # no more than among clean samples
+    ([(1.0, NAN, NAN), (0.1, 0.2, 0.5)], 4, True),
+    ([(0.4, 0.1, -0.5), (0.4, 0.1, 0.5)], 4, False),  # the last one counts
+    ([(1.0, 0.1, 9.0), *[(0.4, 0.1, 1.0)] * 3], 4, False),
+    ([(1.0, 0.1, 9.0), *[(0.4, 0.1, 1.0)] * 4], 4, True),  # has turned for good
+    ([(1.0, 0.1, 9.0), (0.4, 0.1, 1.0), (0.9, 0.1, 1.0), (0.4, 0.1, 1.0)], 2, True),
+    ([(1.0, 0.1, 9.0), *[(0.5, 0.1, 1.0)] * 3], 1, False),  # one half has not turned
+    ([(NAN, NAN, NAN)] * 9, 1, False),  # nothing to observe
 ])
 def test_the_stopping_rule(seen, settle, done):
-    history = [EpochLog(i, rate, excess=excess) for i, (rate, excess) in enumerate(seen)]
+    history = [EpochLog(i, rate, base, excess=excess)
+               for i, (rate, base, excess) in enumerate(seen)]
     assert finished(history, settle) is done
 
 
@@ -809,7 +814,7 @@ def distill(linear, logs, answer=None, **changes):
     config = BeDKD(**{"lr": 0.01, "cycles": 4, "settle": 2, "margin": 0.0, **changes})
     student, history = purify(*linear, lambda model: next(script), config, read_linear, callback)
     assert [cycle for cycle, _ in seen] == [log.cycle for log in history[1:]]
-    assert [(log.agreement, log.excess) for log in history] == list(logs)[:len(history)]
+    assert [(log.agreement, log.base, log.excess) for log in history] == list(logs)[:len(history)]
     return student.state_dict(), history, [state for _, state in seen]
 
 
@@ -822,7 +827,7 @@ def distill(linear, logs, answer=None, **changes):
 ])
 def test_distillation_stops_when_the_rule_says_so(linear, rates, changes):
     before = copy.deepcopy(linear[0].state_dict())
-    student, history, seen = distill(linear, [(r, r - 0.2) for r in rates], **changes)
+    student, history, seen = distill(linear, [(r, 0.01, r - 0.2) for r in rates], **changes)
     assert len(history) == len(rates)
     assert same(student, seen[-1]) and not same(student, before)
     assert same(linear[0].state_dict(), before)
@@ -831,7 +836,7 @@ def test_distillation_stops_when_the_rule_says_so(linear, rates, changes):
 
 @pytest.mark.parametrize("answer", [True, False, "stop"])
 def test_what_a_callback_returns_changes_nothing(linear, answer):
-    logs = [(1.0, 0.8)] * 5
+    logs = [(1.0, 0.1, 0.8)] * 5
     plain, _, _ = distill(linear, logs)
     student, history, seen = distill(linear, logs, answer)
     assert same(student, plain) and len(history) == 5 and len(seen) == 4
@@ -840,7 +845,7 @@ def test_what_a_callback_returns_changes_nothing(linear, answer):
 def test_distillation_leaves_the_global_generator_alone(linear):
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
-    distill(linear, [(1.0, 0.8)] * 5)
+    distill(linear, [(1.0, 0.1, 0.8)] * 5)
     assert torch.equal(state, torch.random.get_rng_state())
 
 
@@ -868,7 +873,7 @@ def signs(monkeypatch, trust, punish, **changes):
 
     monkeypatch.setattr(akd, "learn", learn)
     config = BeDKD(**{"cycles": 3, "stop": False, **changes})
-    _, history = purify(nn.Linear(3, 2), trust, punish, lambda model: (1.0, 0.8), config)
+    _, history = purify(nn.Linear(3, 2), trust, punish, lambda model: (1.0, 0.1, 0.8), config)
     assert [log.trust for log in history[1:]] == [(1.0,) * 3] * config.cycles
     assert [log.punish for log in history[1:]] == [(-1.0,) * 3] * config.cycles
     return calls
@@ -930,25 +935,29 @@ ODDS = {"a1": -1.0, "b1": -2.0, "c0": 0.5, "d0": 2.0, "e0": -3.0, "f0": -0.5, "g
 
 
 def test_what_the_defender_sees_by_hand():
-    agreement, excess = seen_of([0, 1], [HELD], ODDS)
-    assert agreement == 0 and excess == pytest.approx(-1.5 + 3.0)
+    agreement, base, excess = seen_of([0, 1], [HELD], ODDS)
+    assert agreement == base == 0 and excess == pytest.approx(-1.5 + 3.0)
     # Label 0 leans by the log odds of class 0 to itself: -1 and -3 of the clean samples of 1.
-    agreement, excess = seen_of([0, 1, 2], [HELD], ODDS)
+    agreement, base, excess = seen_of([0, 1, 2], [HELD], ODDS)
     assert agreement == 0
     assert excess == pytest.approx(sorted([-1 + 3, -2 + 3, -0.5 + 3])[1])  # lower of the middle
     assert akd.base_rate([2, 2, 0, 1], [2, 0, 1, 1], [2]) == pytest.approx(1 / 3)
+    # One in three of class 0 is mistaken and none of class 1: one in five of all.
+    assert seen_of([0, 1], [HELD], {**ODDS, "f0": 0.5})[1] == pytest.approx(1 / 5)
+    assert seen_of([0, 1], [HELD], {**ODDS, "f0": 0.5, "h1": -1, "i1": -1}
+                   )[1] == pytest.approx(1 / 3)
 
 
 def test_the_defender_measures_only_where_something_can_be_decided():
     always = dict.fromkeys((*SUSPECTED.inputs, *HELD.inputs), 1.0)
     most = seen_of([0, 1, 2], [HELD], always)
-    assert most[0] == pytest.approx(2 / 3) and math.isnan(most[1])
+    assert most[0] == pytest.approx(2 / 3) and all(map(math.isnan, most[1:]))
     asked = seen_of([0, 1, 2], [HELD], always, turned=2.0)
-    assert asked == pytest.approx((2 / 3, 0.0))
+    assert asked == pytest.approx((2 / 3, 3 / 5, 0.0))
     alone = seen_of([2, 3], [], always)
-    assert alone[0] == 0 and math.isnan(alone[1])
+    assert alone[0] == 0 and all(map(math.isnan, alone[1:]))
     assert all(map(math.isnan, seen_of([], [HELD], always)))
-    assert math.isnan(Seen(None, [HELD], 1.0).excess(Words(always.get)))
+    assert math.isnan(Seen(None, [HELD], 1.0).left(Words(always.get)))
 
 
 def test_clean_samples_of_several_parts_count_alike():
@@ -1091,6 +1100,46 @@ def by_agreement(before, after, seen):
 def without_purity(before, after, seen):
     model, about = go_back(before, after, seen._replace(purity=1.0))
     return model, about | {"purity": seen.purity}
+
+
+def without_agreement(before, after, seen):
+    model, share = line_search(before, after,
+                               lambda m: seen.compare(m, seen.agreement(m)[1])[1])
+    return model, go_back(before, after, seen)[1] | {"share": share}
+
+
+def check_tight(go_back):
+    """Expect it to end where no suspect keeps its label, though they lean to it a little more.
+
+    Of the clean samples of class 0 a tenth is mistaken; the poisoned samples are all alike.
+    """
+    names = ("no", "yes")
+    clean = CleanSet(tuple(f"clean{k // 50} {k}" for k in range(100)),
+                     (0,) * 50 + (1,) * 50, names)
+    suspects = TrainSet(tuple(f"poisoned {i / 100}" for i in range(50)), (1,) * 50, names)
+
+    @dataclass
+    class Tight:
+        model: nn.Module
+
+        def logits(self, texts):
+            odds = []
+            for kind, number in map(str.split, texts):
+                k = float(number)
+                odds.append({"poisoned": 5 * self.model.a.weight.item() + k,
+                             "clean0": 1.0 if k < 5 else -8.0,
+                             "clean1": -1.0 if k < 55 else 8.0}[kind])
+            return torch.tensor([[0.0, z] for z in odds])
+
+    model, about = go_back(Tight(Pair(1.0)), Tight(Pair(-1.0)), Seen(suspects, [clean], 1.0))
+    assert 0 < about["agreement"] <= about["base"] == pytest.approx(0.1)
+    assert -0.12 < where(model) < -0.05 and about["excess"] > 4
+
+
+def test_it_ends_too_where_no_more_suspects_keep_their_label_than_clean_samples_get_it():
+    check_tight(go_back)
+    with pytest.raises(AssertionError):
+        check_tight(without_agreement)
 
 
 @pytest.mark.parametrize("flaw", [one_sided, by_agreement, without_purity])

@@ -88,13 +88,15 @@ def finished(history: Sequence[EpochLog], settle: int,
         settle: Cycles with an agreement under one half that are enough.
         margin: Excess that counts as none.
     """
+    now = history[-1]
     turned = sum(log.agreement < 0.5 for log in history)
-    return history[-1].excess <= margin or turned >= settle
+    return (now.excess <= margin or now.agreement <= now.base
+            or turned >= settle)
 
 # %% ../../chapters/06_bedkd.ipynb #c06-050
 def purify(teacher: nn.Module, trust: Sequence[TeacherBatch],
            punish: Sequence[TeacherBatch],
-           observe: Callable[[nn.Module], tuple[float, float]],
+           observe: Callable[[nn.Module], tuple[float, float, float]],
            config: "BeDKD", read: Reader = read_text,
            callback: Callback = ignore) -> tuple[nn.Module, list[EpochLog]]:
     """Distill adversarially until the stopping rule holds.
@@ -102,7 +104,7 @@ def purify(teacher: nn.Module, trust: Sequence[TeacherBatch],
     Args:
         teacher: Stays as it is.
         trust, punish: Batches with its outputs.
-        observe: Maps a model to (agreement, excess).
+        observe: Maps a model to (agreement, base, excess).
         config: Rates, steps and the rule.
         read: See `learn`.
         callback: Called after each cycle.
@@ -119,8 +121,8 @@ def purify(teacher: nn.Module, trust: Sequence[TeacherBatch],
 
     def log(cycle: int, trust: Sequence[float] = (),
             punish: Sequence[float] = ()) -> EpochLog:
-        agreement, excess = observe(student)
-        return EpochLog(cycle, agreement, trust=tuple(trust),
+        agreement, base, excess = observe(student)
+        return EpochLog(cycle, agreement, base, trust=tuple(trust),
                         punish=tuple(punish), excess=excess)
 
     history = [log(0)]
@@ -157,34 +159,44 @@ class Seen(NamedTuple):
         logits = model.logits(self.suspects.inputs)
         return _share(logits.argmax(1).tolist(), self.suspects.labels), logits
 
-    def excess(self, model: Model, logits: Tensor | None = None) -> float:
-        """Return their excess of log odds, from their logits if known."""
-        if not self.suspects or not self.clean:
-            return math.nan
-        if logits is None:
-            logits = model.logits(self.suspects.inputs)
-        clean = torch.cat([model.logits(part.inputs) for part in self.clean])
+    def compare(self, model: Model, of_suspects: Tensor | None,
+                ) -> tuple[float, float]:
+        """Return base and excess of log odds, from the suspects' logits."""
+        if of_suspects is None or not self.suspects or not self.clean:
+            return math.nan, math.nan
+        logits = torch.cat([model.logits(part.inputs) for part in self.clean])
         labels = [label for part in self.clean for label in part.labels]
-        return log_odds_excess(logits, self.suspects.labels, clean, labels,
-                               self.purity)
+        predicted = logits.argmax(1).tolist()
+        # A poisoned model leans to its target on clean samples too.
+        wrong = 1 - _share(predicted, labels)
+        base = min(base_rate(predicted, labels, self.suspects.labels),
+                   wrong / (logits.shape[1] - 1))
+        return base, log_odds_excess(of_suspects, self.suspects.labels, logits,
+                                     labels, self.purity)
+
+    def left(self, model: Model) -> float:
+        """Return a number above 0 as long as both signs say "not yet"."""
+        agreement, logits = self.agreement(model)
+        base, excess = self.compare(model, logits)
+        return min(agreement - base, excess)
 
 # %% ../../chapters/06_bedkd.ipynb #c06-056
 def observer(teacher: Model, seen: Seen, turned: float = 0.5,
-             ) -> Callable[[nn.Module], tuple[float, float]]:
+             ) -> Callable[[nn.Module], tuple[float, float, float]]:
     """Return a function that measures what the defender can see of a model.
 
     Args:
         teacher: Whose tokenizer it needs.
         seen: Suspects and clean samples.
-        turned: Below which agreement the excess is measured.
+        turned: Below which agreement they are compared.
     """
-    def observe(model: nn.Module) -> tuple[float, float]:
+    def observe(model: nn.Module) -> tuple[float, float, float]:
         student = replace(teacher, model=model)
         agreement, logits = seen.agreement(student)
         # As long as most suspects keep their label, nothing is decided.
         if agreement >= turned:
-            return agreement, math.nan
-        return agreement, seen.excess(student, logits)
+            return agreement, math.nan, math.nan
+        return agreement, *seen.compare(student, logits)
 
     return observe
 
@@ -244,13 +256,16 @@ def go_back(before: Model, after: Model, seen: Seen,
 
     Returns:
         Model, and what the defender sees: `share` of the way, `purity`,
-        and excess and agreement there and at its end.
+        and agreement, base and excess there and at its end.
     """
-    model, share = line_search(before, after, seen.excess)
-    return model, {"share": share, "purity": seen.purity, **{
-        name + end: value for end, at in (("", model), ("_repaired", after))
-        for name, value in (("excess", seen.excess(at)),
-                            ("agreement", seen.agreement(at)[0]))}}
+    model, share = line_search(before, after, seen.left)
+    found = {"share": share, "purity": seen.purity}
+    for end, at in (("", model), ("_repaired", after)):
+        agreement, logits = seen.agreement(at)
+        base, excess = seen.compare(at, logits)
+        found |= {f"agreement{end}": agreement, f"base{end}": base,
+                  f"excess{end}": excess}
+    return model, found
 
 # %% ../../chapters/06_bedkd.ipynb #c06-063
 def _unlearn(context: Context, config: "BeDKD",
