@@ -22,7 +22,7 @@ from bdutils.attacks.base import triggered
 from bdutils.attacks.text import TEXT_TRIGGERS
 from bdutils.data import load_task
 from bdutils.defenses.base import Context, EpochLog, stratified_split
-from bdutils.defenses.bedkd import AUTHORS, BeDKD, observer, purify
+from bdutils.defenses.bedkd import AUTHORS, BeDKD, Seen, observer, purify
 from bdutils.defenses.mapping import flip, mapping_module, scan, teacher_batches
 from bdutils.evaluation import victim
 from bdutils.experiments import results
@@ -167,10 +167,10 @@ def our_loop(context: Context, config: BeDKD, tests: list[TestSet], clock: Clock
         clock.lap("evaluation")
 
     punish = context.train.take(suspects)
+    seen = Seen(context.train.take(others[:64] or suspects), [held_out] if held_out else [], 1.0)
     student, _ = purify(teacher.model, teacher_batches(teacher, trust, config.batch_size, seed),
                         teacher_batches(teacher, punish, config.batch_size, seed),
-                        observer(context, others[:64] or suspects, held_out), config,
-                        callback=evaluate)
+                        observer(teacher, seen), config, callback=evaluate)
     clock.lap("distillation")
     return student, suspects, measured
 

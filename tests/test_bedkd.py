@@ -9,27 +9,39 @@ import random
 import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from helpers.checks import has_ranges, same
+from scipy.stats import binom, fisher_exact
 from torch import nn
 
 from bdutils.defenses import bedkd as akd
 from bdutils.defenses import mapping
-from bdutils.defenses.base import Context, EpochLog, accept_if_harmless, stratified_split
-from bdutils.defenses.bedkd import AUTHORS, BeDKD, finished, purify
+from bdutils.defenses.base import (
+    Context,
+    EpochLog,
+    accept_if_harmless,
+    line_search,
+    log_odds,
+    log_odds_excess,
+    stratified_split,
+)
+from bdutils.defenses.bedkd import AUTHORS, BeDKD, Seen, finished, go_back, purify
 from bdutils.defenses.mapping import (
+    LabelCounts,
     LossConfig,
     ModuleConfig,
     ScanConfig,
     TeacherBatch,
     bedkd_loss,
     chance,
+    evidence,
     flip,
     gap,
+    purity_of_suspects,
     sample_terms,
     scan,
     teacher_batches,
@@ -441,8 +453,8 @@ def test_ranges():
                [("ce_weight", -0.1), ("ce_weight", 1.1)])
     has_ranges(ModuleConfig, [("epochs", 1), ("temperature", 0.1)],
                [("epochs", 0), ("temperature", 0)])
-    has_ranges(ScanConfig, [("fpr", 0), ("fpr", 1), ("max_flagged", 1)],
-               [("fpr", -0.1), ("fpr", 1.1), ("max_flagged", 0)])
+    has_ranges(ScanConfig, [("fprs", (0,)), ("fprs", (0.5, 1)), ("max_flagged", 1)],
+               [("fprs", (-0.1,)), ("fprs", (0.1, 1.1)), ("fprs", ()), ("max_flagged", 0)])
     has_ranges(BeDKD, [("cycles", 1), ("settle", 1), ("punish_lr", 0), ("trust_steps", 0)],
                [("lr", 0), ("temperature", 0), ("batch_size", 0), ("cycles", 0), ("settle", 0)])
 
@@ -468,24 +480,105 @@ def test_the_mean_gap_shrinks_with_the_number_of_classes(k):
     assert gap(away, away.roll(1, 1)).tolist() == pytest.approx([1.0] * k)
 
 
-def tail(n, hits, p):
-    return sum(math.comb(n, k) * p**k * (1 - p)**(n - k) for k in range(hits, n + 1))
+@pytest.mark.parametrize("flagged, scanned, above, clean", [
+    (120, 700, 16, 320), (30, 700, 16, 320), (3, 128, 16, 32), (0, 4, 3, 5), (4, 4, 0, 5)])
+def test_chance_is_fishers_exact_test(flagged, scanned, above, clean):
+    table = [[flagged, scanned - flagged], [above, clean - above]]
+    wanted = fisher_exact(table, alternative="greater").pvalue
+    assert chance(flagged, scanned, above, clean) == pytest.approx(wanted, rel=1e-6)
 
 
-@pytest.mark.parametrize("labels, everyone, wanted", [
-    ([1] * 10, [0, 1] * 50, 2 * 0.5**10),
-    ([0] * 10, [0, 1] * 50, 2 * 0.5**10),
-    ([0, 1] * 5, [0, 1] * 50, 1.0),
-    ([1] * 3, [0, 1, 1, 1] * 9, 2 * 0.75**3),
-    ([2] * 4, [0, 1, 2, 3] * 9, 4 * 0.25**4),
-    ([1] * 5, [1] * 50, 1.0),  # one class only: nothing is strange
-    ([], [0, 1] * 50, 1.0),
-    ([0, 1] * 2500, [0, 1] * 2500, 1.0),
-    ([1] * 5000, [0, 1] * 2500, 0.0),
-    ([1] * 2600 + [0] * 2400, [0, 1] * 2500, float(2 * tail(5000, 2600, Fraction(1, 2)))),
-])
-def test_chance_by_hand(labels, everyone, wanted):
-    assert chance(labels, everyone) == pytest.approx(wanted, rel=1e-6, abs=1e-300)
+def test_chance_without_samples_on_one_side_is_one():
+    assert [chance(5, 5, 0, 0), chance(0, 0, 3, 5), chance(0, 0, 0, 0)] == [1.0] * 3
+
+
+def test_evidence_by_hand():
+    # Label 1: 4 of its 5 training samples and none of its 3 clean ones are flagged.
+    counts = (LabelCounts(30, 1, 1, 20, 1, 1), LabelCounts(5, 4, 2, 3, 0, 0))
+    tail = math.comb(5, 4) * math.comb(3, 0) / math.comb(8, 4)
+    assert evidence(counts) == pytest.approx([1.0, 2 * tail])
+    assert evidence(counts, thresholds=3) == pytest.approx([1.0, 6 * tail])
+    assert evidence((LabelCounts(300, 3, 3), LabelCounts(300, 100, 90))) == [1.0, 1.0]
+
+
+def drawn(rng, poisoned, rates=(0.01, 0.06), scanned=1500, clean=320):
+    """Return counts of a model that is much surer of one class than of the other."""
+    counts = []
+    for label, rate in enumerate(rates):
+        bad = poisoned if label else 0
+        flags, above = rng.binomial(scanned, rate) + bad, rng.binomial(clean, rate)
+        counts.append(LabelCounts(scanned + bad, flags, flags, clean, above, above))
+    return tuple(counts)
+
+
+def by_share(counts):
+    """Compare with a label's share of the data, as if all labels were flagged alike."""
+    flagged, scanned = (sum(own[i] for own in counts) for i in (1, 0))
+    return [min(1.0, len(counts) * float(
+        binom.sf(own.flagged - 1, flagged, own.scanned / scanned))) for own in counts]
+
+
+def against_other_labels(counts):
+    """Compare what labels the flags have, as the rule before did, which has little power."""
+    flags, above = (sum(own[i] for own in counts) for i in (1, 4))
+    return [min(1.0, len(counts) * chance(own.flagged, flags, own.clean_flagged, above))
+            for own in counts]
+
+
+def check_evidence(rule):
+    """Draw 400 models without and 200 with a backdoor, of which 60 or 150 samples are found."""
+    rng = np.random.default_rng(0)
+    alarms = [min(rule(drawn(rng, 0))) < 0.02 for _ in range(400)]
+    assert sum(alarms) <= 14  # 8 at the stated rate, and two deviations more
+    for rates, poisoned in (((0.01, 0.03), 150), ((0.06, 0.06), 150), ((0.02, 0.02), 100)):
+        found = [rule(drawn(rng, poisoned, rates))[1] < 1e-3 for _ in range(100)]
+        assert sum(found) >= 80
+
+
+def test_false_alarms_are_as_rare_as_stated():
+    check_evidence(evidence)
+
+
+@pytest.mark.parametrize("flaw", [
+    by_share,
+    against_other_labels,
+    lambda counts: evidence(tuple(own._replace(clean_flagged=13) for own in counts)),
+    lambda counts: evidence(counts)[::-1],
+    lambda counts: [1.0, 1.0]])
+def test_every_flaw_of_the_evidence_is_noticed(flaw):
+    with pytest.raises(AssertionError):
+        check_evidence(flaw)
+
+
+def check_purity(purity_of_suspects):
+    """Expect the share that is poisoned when clean samples are suspects at a known rate."""
+    # 200 of 1,000 samples are poisoned, 5% of the other 800 are suspects; the other label has as
+    # many suspects as by chance.
+    own = LabelCounts(1000, 300, 240, 400, 40, 20)
+    other = LabelCounts(1000, 100, 50, 400, 40, 20)
+    assert purity_of_suspects((own,)) == pytest.approx(200 / 240)
+    assert purity_of_suspects((own, other)) == pytest.approx(200 / 290)
+    assert purity_of_suspects((other, other)) == 0
+    assert math.isnan(purity_of_suspects((LabelCounts(9, 0, 0, 9, 0, 0),)))
+    assert purity_of_suspects((LabelCounts(9, 9, 9, 3, 3, 3),)) == 0  # no sample moves
+    assert purity_of_suspects((LabelCounts(9, 9, 9),)) == 1.0  # nothing is known
+
+
+def test_purity_by_hand():
+    check_purity(purity_of_suspects)
+
+
+@pytest.mark.parametrize("flaw", [
+    lambda counts: 1.0,
+    lambda counts: purity_of_suspects([own._replace(clean_suspects=own.clean_flagged)
+                                       for own in counts]),
+    lambda counts: purity_of_suspects([own._replace(suspects=own.flagged) for own in counts]),
+    lambda counts: purity_of_suspects([own._replace(scanned=own.scanned // 2) for own in counts]),
+    lambda counts: sum(max(0, own.suspects - own.scanned * own.clean_suspects / max(1, own.clean))
+                       for own in counts) / (sum(own.suspects for own in counts) or math.nan)])
+def test_every_flaw_of_the_purity_is_noticed(flaw):
+    with pytest.raises((AssertionError, ZeroDivisionError)):
+        check_purity(flaw)
 
 
 class Table:
@@ -509,7 +602,7 @@ def stage(gaps, labels=None, guesses=None, tag="sample"):
     return samples_of(TrainSet, labels, tag=tag), Table(before), Table(after)
 
 
-IN_FILE_ORDER = ScanConfig(threshold=0.1, shuffled=False)
+IN_FILE_ORDER = ScanConfig(threshold=0.1, shuffled=False, alpha=1.0)
 
 
 def test_the_scan_flags_small_gaps_and_keeps_what_the_teacher_believes():
@@ -519,7 +612,8 @@ def test_the_scan_flags_small_gaps_and_keeps_what_the_teacher_believes():
     assert found.indices == (0, 4, 5)  # sample 2 is flagged, but the teacher says 1
     assert (found.flagged, found.scanned, found.threshold) == (4, 6, 0.1)
     assert len(found.held_out_gaps) == 0
-    assert found.chance == chance([1, 0, 0, 1], train.labels)
+    assert found.chance == 1.0  # there is nothing to compare the flags with
+    assert found.counts == (LabelCounts(3, 2, 1), LabelCounts(3, 2, 2)) and found.purity == 1.0
 
 
 def test_the_scan_stops_at_its_cap():
@@ -531,12 +625,70 @@ def test_the_scan_stops_at_its_cap():
     assert (whole.flagged, whole.scanned) == (100, 200)
 
 
+def with_clean(train, clean):
+    """Return two classifiers, and clean samples, of what `stage` made."""
+    held, one, two = clean
+    for table, more in zip(train[1:], (one, two)):
+        table.table |= more.table
+    return train, CleanSet(held.inputs, held.labels, held.label_names)
+
+
 def test_the_evidence_is_of_flagged_samples_among_scanned_ones():
     labels = [1, 0] * 10 + [1] * 100
-    train, teacher, module = stage([0.0, 0.4] * 60, labels=labels, guesses=[1, 1, 0, 0] * 30)
-    found = scan(teacher, module, train, None, replace(IN_FILE_ORDER, max_flagged=10), 0)
+    staged = stage([0.0, 0.4] * 60, labels=labels, guesses=[1, 1, 0, 0] * 30)
+    (train, teacher, module), held = with_clean(staged, stage(
+        [0.0, 0.4, 0.0, 0.4, 0.4, 0.4], [0, 0, 1, 1, 0, 1], [0, 0, 0, 1, 0, 1], tag="clean"))
+    config = replace(IN_FILE_ORDER, max_flagged=10, alpha=0.5)
+    found = scan(teacher, module, train, held, config, 0)
     assert found.scanned == 19 and len(found.indices) == 5
-    assert found.chance == chance([1] * 10, labels[:19]) < 0.01 < chance([1] * 10, labels)
+    assert found.counts == (LabelCounts(9, 0, 0, 3, 1, 1), LabelCounts(10, 10, 5, 3, 1, 0))
+    assert found.chance == evidence(found.counts)[1] < 0.5
+    assert found.purity == purity_of_suspects(found.counts[1:]) == 1.0
+
+
+def separated(poisoned, shift):
+    """Return 2,000 samples, of which some of label 1 have gaps just above `shift`.
+
+    Gaps of clean samples are spread over 0 to 1, and so are those of 400 held-out ones.
+    """
+    rng = random.Random(0)
+    gaps = [rng.random() * 0.9 for _ in range(2000)]
+    gaps[:2 * poisoned:2] = [shift + 0.0005 * rng.random() for _ in range(poisoned)]
+    staged = stage(gaps, labels=[1, 0] * 1000)
+    return with_clean(staged, stage([0.9 * (i + 0.5) / 400 for i in range(400)],
+                                    labels=[1, 1, 0, 0] * 100, tag="clean"))
+
+
+@pytest.mark.parametrize("shift, fpr", [(0.0, 0.02), (0.03, 0.05), (0.06, 0.1), (0.1, 0.2)])
+def test_the_threshold_rises_until_a_label_stands_out(shift, fpr):
+    (train, teacher, module), held = separated(300, shift)
+    found = scan(teacher, module, train, held, ScanConfig(max_flagged=1000), 0)
+    assert found.threshold == pytest.approx(0.9 * fpr, abs=0.005)
+    assert found.chance < 1e-3 and found.chance == evidence(found.counts, thresholds=4)[1]
+    # Only samples of the label that stands out are suspects.
+    assert set(train.labels[i] for i in found.indices) == {1} and found.counts[0].suspects > 5
+    assert found.purity == pytest.approx(
+        sum(i < 600 for i in found.indices) / len(found.indices), abs=0.1)
+
+
+def test_without_evidence_there_are_no_suspects():
+    (train, teacher, module), held = separated(0, 0.0)
+    found = scan(teacher, module, train, held, ScanConfig(max_flagged=1000), 0)
+    assert found.chance > 1e-3 and found.indices == () and found.scanned == 2000
+    assert math.isnan(found.purity)
+
+
+def test_a_sample_is_measured_once_whatever_the_thresholds():
+    (train, teacher, module), held = separated(300, 0.06)
+    asked = Counter()
+
+    class Counting(Table):
+        def logits(self, texts):
+            asked.update(texts)
+            return super().logits(texts)
+
+    scan(Counting(teacher.table), module, train, held, ScanConfig(), 0)
+    assert set(asked.values()) == {1}
 
 
 def test_the_scan_goes_through_the_file_or_at_random():
@@ -568,7 +720,7 @@ def test_the_threshold_is_a_quantile_of_held_out_gaps(fpr):
     teacher.table |= one.table
     module.table |= two.table
     found = scan(teacher, module, train, held,
-                 ScanConfig(threshold=None, fpr=fpr, shuffled=False), 0)
+                 ScanConfig(threshold=None, fprs=(fpr,), shuffled=False, alpha=1.0), 0)
     assert found.threshold == pytest.approx(0.2 + 0.5 * fpr, abs=1e-5)
     assert found.held_out_gaps.tolist() == pytest.approx(gaps, abs=1e-5)
     assert sum(g < found.threshold for g in found.held_out_gaps.tolist()) == 100 * fpr
@@ -598,23 +750,32 @@ def test_the_scan_does_not_depend_on_batches(size, monkeypatch):
 # ------------------------------------------------- adversarial distillation
 
 
+NAN = math.nan
+
+
 @pytest.mark.parametrize("seen, settle, done", [
-    ([(1.0, 0.2), (0.6, 0.2)], 4, False),
-    ([(1.0, math.nan), (0.1, 0.2)], 4, True),  # rarer than elsewhere
-    ([(1.0, math.nan), (0.2, 0.2)], 4, True),  # as often as elsewhere
-    ([(1.0, math.nan), (0.3, 0.2)], 4, False),
-    ([(0.4, 0.5), (0.25, 0.125)], 4, True),  # all bases count, and their mean is 0.3125
-    ([(0.4, 0.0), (0.3, 0.5)], 4, False),  # ... 0.25
-    ([(1.0, 0.0), *[(0.4, 0.0)] * 3], 4, False),
-    ([(1.0, 0.0), *[(0.4, 0.0)] * 4], 4, True),  # has turned for good
-    ([(1.0, 0.0), (0.4, 0.0), (0.9, 0.0), (0.4, 0.0)], 2, True),
-    ([(1.0, 0.0), (0.4, 0.0)], 1, True),
-    ([(1.0, 0.0), *[(0.5, 0.0)] * 3], 1, False),  # one half has not turned
-    ([(math.nan, math.nan)] * 9, 1, False),  # nothing to observe
+    ([(1.0, NAN, NAN), (0.6, NAN, NAN)], 4, False),
+    ([(1.0, NAN, NAN), (0.3, 0.1, 0.5)], 4, False),
+    ([(1.0, NAN, NAN), (0.3, 0.1, 0.0)], 4, True),
+    ([(1.0, NAN, NAN), (0.3, 0.1, -0.5)], 4, True),
+    ([(1.0, NAN, NAN), (0.1, 0.1, 0.5)], 4, True),  # no more than among clean samples
+    ([(1.0, NAN, NAN), (0.1, 0.2, 0.5)], 4, True),
+    ([(0.4, 0.1, -0.5), (0.4, 0.1, 0.5)], 4, False),  # the last one counts
+    ([(1.0, 0.1, 9.0), *[(0.4, 0.1, 1.0)] * 3], 4, False),
+    ([(1.0, 0.1, 9.0), *[(0.4, 0.1, 1.0)] * 4], 4, True),  # has turned for good
+    ([(1.0, 0.1, 9.0), (0.4, 0.1, 1.0), (0.9, 0.1, 1.0), (0.4, 0.1, 1.0)], 2, True),
+    ([(1.0, 0.1, 9.0), *[(0.5, 0.1, 1.0)] * 3], 1, False),  # one half has not turned
+    ([(NAN, NAN, NAN)] * 9, 1, False),  # nothing to observe
 ])
 def test_the_stopping_rule(seen, settle, done):
-    history = [EpochLog(i, rate, base) for i, (rate, base) in enumerate(seen)]
+    history = [EpochLog(i, rate, base, excess=excess)
+               for i, (rate, base, excess) in enumerate(seen)]
     assert finished(history, settle) is done
+
+
+def test_a_small_excess_counts_as_none():
+    history = [EpochLog(0, 1.0), EpochLog(1, 0.3, excess=0.25)]
+    assert finished(history, 4, margin=0.25) and not finished(history, 4, margin=0.2)
 
 
 def test_without_held_out_samples_only_the_turn_stops():
@@ -650,10 +811,10 @@ def distill(linear, logs, answer=None, **changes):
         seen.append((log.cycle, copy.deepcopy(model.state_dict())))
         return answer
 
-    config = BeDKD(**{"lr": 0.01, "cycles": 4, "settle": 2, **changes})
+    config = BeDKD(**{"lr": 0.01, "cycles": 4, "settle": 2, "margin": 0.0, **changes})
     student, history = purify(*linear, lambda model: next(script), config, read_linear, callback)
     assert [cycle for cycle, _ in seen] == [log.cycle for log in history[1:]]
-    assert [log[1:4] for log in history] == list(logs)[:len(history)]
+    assert [(log.agreement, log.base, log.excess) for log in history] == list(logs)[:len(history)]
     return student.state_dict(), history, [state for _, state in seen]
 
 
@@ -666,7 +827,7 @@ def distill(linear, logs, answer=None, **changes):
 ])
 def test_distillation_stops_when_the_rule_says_so(linear, rates, changes):
     before = copy.deepcopy(linear[0].state_dict())
-    student, history, seen = distill(linear, [(r, 0.1, 0.9) for r in rates], **changes)
+    student, history, seen = distill(linear, [(r, 0.01, r - 0.2) for r in rates], **changes)
     assert len(history) == len(rates)
     assert same(student, seen[-1]) and not same(student, before)
     assert same(linear[0].state_dict(), before)
@@ -675,7 +836,7 @@ def test_distillation_stops_when_the_rule_says_so(linear, rates, changes):
 
 @pytest.mark.parametrize("answer", [True, False, "stop"])
 def test_what_a_callback_returns_changes_nothing(linear, answer):
-    logs = [(1.0, 0.1, 0.9)] * 5
+    logs = [(1.0, 0.1, 0.8)] * 5
     plain, _, _ = distill(linear, logs)
     student, history, seen = distill(linear, logs, answer)
     assert same(student, plain) and len(history) == 5 and len(seen) == 4
@@ -684,7 +845,7 @@ def test_what_a_callback_returns_changes_nothing(linear, answer):
 def test_distillation_leaves_the_global_generator_alone(linear):
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
-    distill(linear, [(1.0, 0.1, 0.9)] * 5)
+    distill(linear, [(1.0, 0.1, 0.8)] * 5)
     assert torch.equal(state, torch.random.get_rng_state())
 
 
@@ -712,7 +873,7 @@ def signs(monkeypatch, trust, punish, **changes):
 
     monkeypatch.setattr(akd, "learn", learn)
     config = BeDKD(**{"cycles": 3, "stop": False, **changes})
-    _, history = purify(nn.Linear(3, 2), trust, punish, lambda model: (1.0, 0.1, 0.9), config)
+    _, history = purify(nn.Linear(3, 2), trust, punish, lambda model: (1.0, 0.1, 0.8), config)
     assert [log.trust for log in history[1:]] == [(1.0,) * 3] * config.cycles
     assert [log.punish for log in history[1:]] == [(-1.0,) * 3] * config.cycles
     return calls
@@ -748,42 +909,61 @@ def test_one_optimizer_or_two(monkeypatch, rate):
 
 @dataclass
 class Words:
-    """Stands for a classifier whose model maps a text to a class."""
+    """Stands for a classifier whose model maps a text to a class, or to log odds of class 1."""
 
     model: object
 
     def predict(self, texts):
         return [self.model(text) for text in texts]
 
+    def logits(self, texts):
+        return torch.tensor([[0.0, self.model(text)] for text in texts])
+
 
 SUSPECTED = TrainSet(("a1", "b1", "c0", "d0"), (1, 1, 0, 0), ("no", "yes"))
 HELD = CleanSet(("e0", "f0", "g0", "h1", "i1"), (0, 0, 0, 1, 1), ("no", "yes"))
 
 
-def observe(indices, held_out, answers):
-    """Return what the defender sees of a model that gives these answers."""
-    return akd.observer(Context(Words(None), HELD, SUSPECTED), indices, held_out)(answers.get)
+def seen_of(indices, clean, answers, purity=1.0, **options):
+    """Return what the defender sees of a model that gives these log odds of class 1."""
+    seen = Seen(SUSPECTED.take(indices) if indices else None, clean, purity)
+    return akd.observer(Words(None), seen, **options)(answers.get)
+
+
+ODDS = {"a1": -1.0, "b1": -2.0, "c0": 0.5, "d0": 2.0, "e0": -3.0, "f0": -0.5, "g0": -4.0,
+        "h1": 1.0, "i1": 3.0}
 
 
 def test_what_the_defender_sees_by_hand():
-    answers = {"a1": 0, "b1": 0, "c0": 0, "d0": 1, "e0": 0, "f0": 1, "g0": 0, "h1": 0, "i1": 1}
-    agreement, base, accuracy = observe([0, 1, 2], HELD, answers)
-    assert agreement == pytest.approx(1 / 3)
-    # Of the held-out 0 one in three is classified as 1, of the held-out 1 one in two as 0.
-    assert base == pytest.approx((1 / 3 + 1 / 3 + 1 / 2) / 3)
-    assert accuracy == pytest.approx(3 / 5)
+    agreement, base, excess = seen_of([0, 1], [HELD], ODDS)
+    assert agreement == base == 0 and excess == pytest.approx(-1.5 + 3.0)
+    # Label 0 leans by the log odds of class 0 to itself: -1 and -3 of the clean samples of 1.
+    agreement, base, excess = seen_of([0, 1, 2], [HELD], ODDS)
+    assert agreement == 0
+    assert excess == pytest.approx(sorted([-1 + 3, -2 + 3, -0.5 + 3])[1])  # lower of the middle
     assert akd.base_rate([2, 2, 0, 1], [2, 0, 1, 1], [2]) == pytest.approx(1 / 3)
+    # One in three of class 0 is mistaken and none of class 1: one in five of all.
+    assert seen_of([0, 1], [HELD], {**ODDS, "f0": 0.5})[1] == pytest.approx(1 / 5)
+    assert seen_of([0, 1], [HELD], {**ODDS, "f0": 0.5, "h1": -1, "i1": -1}
+                   )[1] == pytest.approx(1 / 3)
 
 
 def test_the_defender_measures_only_where_something_can_be_decided():
-    always = dict.fromkeys((*SUSPECTED.inputs, *HELD.inputs), 1)
-    most = observe([0, 1, 2], HELD, always)
+    always = dict.fromkeys((*SUSPECTED.inputs, *HELD.inputs), 1.0)
+    most = seen_of([0, 1, 2], [HELD], always)
     assert most[0] == pytest.approx(2 / 3) and all(map(math.isnan, most[1:]))
-    alone = observe([2, 3], None, always)
+    asked = seen_of([0, 1, 2], [HELD], always, turned=2.0)
+    assert asked == pytest.approx((2 / 3, 3 / 5, 0.0))
+    alone = seen_of([2, 3], [], always)
     assert alone[0] == 0 and all(map(math.isnan, alone[1:]))
-    nobody = observe([], HELD, always)
-    assert nobody[2] == pytest.approx(2 / 5) and all(map(math.isnan, nobody[:2]))
-    assert all(map(math.isnan, observe([], None, always)))
+    assert all(map(math.isnan, seen_of([], [HELD], always)))
+    assert math.isnan(Seen(None, [HELD], 1.0).left(Words(always.get)))
+
+
+def test_clean_samples_of_several_parts_count_alike():
+    whole = seen_of([0, 1, 2], [HELD], ODDS)
+    parts = seen_of([0, 1, 2], [HELD.take([0, 3]), HELD.take([1, 2, 4])], ODDS)
+    assert parts == pytest.approx(whole)
 
 
 @pytest.mark.parametrize("wrong, max_loss, verdict", [
@@ -800,6 +980,211 @@ def test_too_much_harm_is_undone(wrong, max_loss, verdict):
         ["the defense took the held-out accuracy from 100.0% to 40.0% "]
         if verdict == "undone" else [])
     assert accept_if_harmless(before, after, None, max_loss) == "purified"
+
+
+# ----------------------------------------------------------------- the way back
+
+
+class Pair(nn.Module):
+    """Two layers of one number each that are the same one, and a running mean."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.a = nn.Linear(1, 1, bias=False)
+        self.b = nn.Linear(1, 1, bias=False)
+        self.b.weight = self.a.weight
+        self.register_buffer("mean", torch.tensor(2 * value))
+        self.register_buffer("steps", torch.tensor(int(10 * value)))
+        nn.init.constant_(self.a.weight, value)
+
+
+def where(classifier):
+    return classifier.model.a.weight.item()
+
+
+def check_line_search(line_search):
+    before, after, asked = Words(Pair(1.0)), Words(Pair(-1.0)), []
+
+    def excess(model):
+        asked.append(where(model))
+        assert model.model.mean.item() == pytest.approx(2 * where(model), abs=1e-5)
+        return where(model) - 0.3
+
+    model, share = line_search(before, after, excess, steps=10)
+    assert share == pytest.approx(0.35, abs=2 / 1024) and share >= 0.35
+    assert where(model) == pytest.approx(0.3, abs=4 / 1024) == asked[-1] or where(model) <= 0.3
+    assert where(model) == pytest.approx(1 - 2 * share, abs=1e-6) and len(asked) == 11
+    assert model.model.mean.item() == pytest.approx(2 * where(model), abs=1e-5)
+    assert model.model.steps.item() == -10  # a count is that of the repaired model
+    assert model.model not in (before.model, after.model)
+    assert (where(before), where(after)) == (1.0, -1.0)
+    model, share = line_search(before, after, lambda model: where(model) + 2)
+    assert share == 1.0 and where(model) == -1.0 and model.model is not after.model
+
+
+def test_the_line_search_stops_where_the_excess_is_gone():
+    check_line_search(line_search)
+
+
+@pytest.mark.parametrize("flaw", [
+    lambda before, after, excess, steps=7: line_search(after, before, excess, steps),
+    lambda before, after, excess, steps=7: line_search(before, after, excess, 3),
+    lambda before, after, excess, steps=7: (after, 1.0),
+    lambda before, after, excess, steps=7: line_search(
+        before, after, lambda model: -excess(model), steps)])
+def test_every_flaw_of_the_line_search_is_noticed(flaw):
+    with pytest.raises(AssertionError):
+        check_line_search(flaw)
+
+
+@dataclass
+class Way:
+    """Stands for a classifier between two others, with a trigger that is soon without effect.
+
+    Of 100 suspects with label 1, 80 are poisoned. At the start they lean to their label by 6 nats,
+    at the end they lean away by 12 more than clean samples of class 0 do; halfway the trigger has
+    no effect. Hardly any of them gets its label from there on, as among clean samples.
+    """
+
+    model: nn.Module
+
+    def logits(self, texts):
+        trigger = 12 * self.model.a.weight.item()
+        odds = {"poisoned": -6.0 + trigger, "rightly": 6.0, "clean0": -6.0, "clean1": 6.0}
+        return torch.tensor([[0.0, odds[text.split()[0]] + 0.02 * int(text.split()[1])]
+                             for text in texts])
+
+
+ON_THE_WAY = Seen(
+    TrainSet((*(f"poisoned {i - 39}" for i in range(80)), *(f"rightly {i}" for i in range(20))),
+             (1,) * 100, ("no", "yes")),
+    [CleanSet((*(f"clean0 {i - 20}" for i in range(41)), "clean1 0"), (0,) * 41 + (1,),
+              ("no", "yes"))], 0.8)
+
+
+def check_aim(go_back):
+    before, after = Way(Pair(1.0)), Way(Pair(-1.0))
+    model, seen = go_back(before, after, ON_THE_WAY)
+    assert 12 * where(model) == pytest.approx(0, abs=0.25)  # the trigger has no effect
+    assert seen["share"] == pytest.approx(0.5, abs=0.02) and seen["purity"] == 0.8
+    assert seen["excess"] == pytest.approx(0, abs=0.3)
+    assert seen["excess_repaired"] == pytest.approx(-12, abs=0.1)
+    assert seen["agreement"] == seen["agreement_repaired"] == pytest.approx(0.2)
+    assert all(type(value) is float for value in seen.values())
+    model, seen = go_back(before, Way(Pair(0.5)), ON_THE_WAY)  # not far enough
+    assert where(model) == 0.5 and seen["share"] == 1.0
+    assert seen["excess"] == seen["excess_repaired"] == pytest.approx(6, abs=0.1)
+
+
+def test_the_repair_ends_where_the_trigger_has_no_effect():
+    check_aim(go_back)
+
+
+def one_sided(before, after, seen):
+    """Take what is repaired as it is, since no more suspects keep their label than expected."""
+    _, about = go_back(before, after, seen)
+    return after, about | {"share": 1.0}
+
+
+def by_agreement(before, after, seen):
+    """Compare shares: below the floor they hardly change any more."""
+    def excess(model):
+        agreement, base = seen.agreement(model)[0], 0.0
+        return agreement - (seen.purity * base + 1 - seen.purity)
+
+    model, share = line_search(before, after, lambda model: round(excess(model), 6))
+    _, about = go_back(before, after, seen)
+    return model, about | {"share": share}
+
+
+def without_purity(before, after, seen):
+    model, about = go_back(before, after, seen._replace(purity=1.0))
+    return model, about | {"purity": seen.purity}
+
+
+def without_agreement(before, after, seen):
+    model, share = line_search(before, after,
+                               lambda m: seen.compare(m, seen.agreement(m)[1])[1])
+    return model, go_back(before, after, seen)[1] | {"share": share}
+
+
+def check_tight(go_back):
+    """Expect it to end where no suspect keeps its label, though they lean to it a little more.
+
+    Of the clean samples of class 0 a tenth is mistaken; the poisoned samples are all alike.
+    """
+    names = ("no", "yes")
+    clean = CleanSet(tuple(f"clean{k // 50} {k}" for k in range(100)),
+                     (0,) * 50 + (1,) * 50, names)
+    suspects = TrainSet(tuple(f"poisoned {i / 100}" for i in range(50)), (1,) * 50, names)
+
+    @dataclass
+    class Tight:
+        model: nn.Module
+
+        def logits(self, texts):
+            odds = []
+            for kind, number in map(str.split, texts):
+                k = float(number)
+                odds.append({"poisoned": 5 * self.model.a.weight.item() + k,
+                             "clean0": 1.0 if k < 5 else -8.0,
+                             "clean1": -1.0 if k < 55 else 8.0}[kind])
+            return torch.tensor([[0.0, z] for z in odds])
+
+    model, about = go_back(Tight(Pair(1.0)), Tight(Pair(-1.0)), Seen(suspects, [clean], 1.0))
+    assert 0 < about["agreement"] <= about["base"] == pytest.approx(0.1)
+    assert -0.12 < where(model) < -0.05 and about["excess"] > 4
+
+
+def test_it_ends_too_where_no_more_suspects_keep_their_label_than_clean_samples_get_it():
+    check_tight(go_back)
+    with pytest.raises(AssertionError):
+        check_tight(without_agreement)
+
+
+@pytest.mark.parametrize("flaw", [one_sided, by_agreement, without_purity])
+def test_every_flaw_of_the_aim_is_noticed(flaw):
+    with pytest.raises(AssertionError):
+        check_aim(flaw)
+
+
+def test_log_odds_by_hand():
+    logits = torch.tensor([[1.0, 3.0], [2.0, -1.0]])
+    assert log_odds(logits, [1, 1]).tolist() == pytest.approx([2.0, -3.0])
+    three = torch.tensor([[0.7, 0.2, 0.1]]).log()
+    assert log_odds(three, [0]).item() == pytest.approx(math.log(0.7 / 0.3), rel=1e-5)
+    assert log_odds(three, [2]).item() == pytest.approx(math.log(0.1 / 0.9), rel=1e-5)
+
+
+def odds_of(values):
+    return torch.tensor([[0.0, value] for value in values])
+
+
+def check_excess(log_odds_excess):
+    clean, right = odds_of([-5.0, -4.0, -3.0, 6.0, 6.5, 7.0]), [0] * 3 + [1] * 3
+    assert log_odds_excess(odds_of([-3.0, -2.0, -1.0]), [1] * 3, clean, right) == pytest.approx(2)
+    assert log_odds_excess(odds_of([-9.0, -6.0, 0.0]), [1] * 3, clean, right) == pytest.approx(-2)
+    # Three of five suspects are poisoned; the others rightly have their label.
+    mixed = odds_of([-6.0, -4.0, -2.0, 5.0, 6.0])
+    assert log_odds_excess(mixed, [1] * 5, clean, right, 0.5) == pytest.approx(0)
+    # Of label 0, clean samples of class 1 have a median of -6.5.
+    assert log_odds_excess(odds_of([6.5, -4.0]), [0, 1], clean, right) == pytest.approx(0)
+
+
+def test_excess_by_hand():
+    check_excess(log_odds_excess)
+
+
+@pytest.mark.parametrize("flaw", [
+    lambda s, labels, c, right, purity=1.0: log_odds_excess(s, labels, c, right),
+    lambda s, labels, c, right, purity=1.0: log_odds_excess(
+        s, labels, c, [1 - y for y in right], purity),
+    lambda s, labels, c, right, purity=1.0: log_odds_excess(
+        s, [1] * len(labels), c, right, purity),
+    lambda s, labels, c, right, purity=1.0: abs(log_odds_excess(s, labels, c, right, purity))])
+def test_every_flaw_of_the_excess_is_noticed(flaw):
+    with pytest.raises(AssertionError):
+        check_excess(flaw)
 
 
 # -------------------------------------------------------------- end to end
@@ -856,19 +1241,23 @@ def test_only_the_first_suspects_are_punished_and_the_others_observed(tiny, cont
         used.update(trust=trust, punish=punish)
         return teacher, []
 
-    def observer(context, indices, held_out):
-        used.update(indices=list(indices), held_out=held_out)
+    def observer(teacher, seen):
+        used.update(suspects=seen.suspects, purity=seen.purity,
+                    clean=sum(len(part) for part in seen.clean))
 
     monkeypatch.setattr(akd, "purify", purify)
     monkeypatch.setattr(akd, "observer", observer)
-    found = SMALL(context).report["suspects"].indices
-    assert len(found) > 3 and used["indices"] == list(found[3:])
+    suspects = replace(SMALL, aim=False)(context).report["suspects"]
+    found = suspects.indices
+    assert len(found) > 3 and used["suspects"] == context.train.take(found[3:])
+    assert used["purity"] == suspects.purity
     ids = [tuple(one[mask.bool()].tolist()) for batch in used["punish"]
            for one, mask in zip(batch.inputs["input_ids"], batch.mask)]
     assert sorted(ids) == sorted(map(tuple, tiny.encode(context.train.take(found[:3]).inputs)))
-    assert sum(len(batch.labels) for batch in used["trust"]) == 8 and len(used["held_out"]) == 6
-    replace(SMALL, punish_samples=100)(context)
-    assert used["indices"] == list(found)  # none is left over, so the punished ones tell
+    assert sum(len(batch.labels) for batch in used["trust"]) == 8
+    assert used["clean"] == 12  # those of the module, too, are new to the student
+    replace(SMALL, aim=False, punish_samples=100)(context)
+    assert used["suspects"] == context.train.take(found)  # none is left
 
 
 def test_the_module_learns_the_first_part_with_flipped_labels(tiny, context, monkeypatch):
@@ -929,9 +1318,34 @@ def test_a_defense_says_what_it_lacks(tiny, context):
         SMALL(Context(tiny, renamed, context.train))
 
 
+def test_the_aim_is_the_last_step_and_can_be_left_out(context, monkeypatch):
+    asked = []
+
+    def way(before, after, seen):
+        asked.append((before, after, seen.purity))
+        return replace(after), {"share": 0.5}
+
+    plain = replace(SMALL, aim=False)(context)
+    assert plain.report.keys() == {"module", "suspects"}
+    monkeypatch.setattr(akd, "go_back", way)
+    found = SMALL(context)
+    (before, after, purity), = asked
+    assert before is context.classifier and purity == found.report["suspects"].purity
+    assert same(after.model.state_dict(), plain.model.model.state_dict())
+    assert found.report["share"] == 0.5 and repr(found.history) == repr(plain.history)
+    for other in (replace(SMALL, stop=False), replace(SMALL, punish="none")):
+        assert "share" not in other(context).report
+    assert len(asked) == 1
+
+
+def test_threshold_and_rates_rest_on_all_samples_that_the_module_has_not_seen(context):
+    found = SMALL(context).report["suspects"]
+    assert len(found.held_out_gaps) == 14
+    assert [own.clean for own in found.counts] == [7, 7]
+
+
 def test_suspects_can_be_found_alone(context):
-    parts = stratified_split(context.clean, SMALL.shares, SMALL.seed)
-    module, suspects = akd.find_suspects(context, SMALL, parts)
+    module, suspects = akd.find_suspects(context, SMALL)
     report = SMALL(context).report
     assert suspects._replace(held_out_gaps=0) == report["suspects"]._replace(held_out_gaps=0)
     assert same(module.model.state_dict(), report["module"].model.state_dict())
@@ -976,11 +1390,12 @@ def test_the_authors_values():
     assert AUTHORS == BeDKD(
         loss=LossConfig(ce_weight=0.3, masked=False, bounds=None),
         module=ModuleConfig(temperature=1.5, epochs=20),
-        scan=ScanConfig(threshold=0.1, fpr=AUTHORS.scan.fpr, mean_gap=True, shuffled=False,
+        scan=ScanConfig(threshold=0.1, fprs=AUTHORS.scan.fprs, mean_gap=True, shuffled=False,
                         max_flagged=128, alpha=1.0),
         shares=(0.2, 0.8, 0.0), lr=3e-5, batch_size=16, temperature=2.5, cycles=50,
         trust_steps=0, punish_steps=0, punish_lr=0.0, punish="flagged", punish_samples=33,
-        stop=False, settle=AUTHORS.settle, max_loss=AUTHORS.max_loss, seed=42)
+        stop=False, aim=False, margin=AUTHORS.margin, settle=AUTHORS.settle,
+        max_loss=AUTHORS.max_loss, seed=42)
     clean = samples_of(CleanSet, [0, 1] * 400)
     parts = stratified_split(clean, AUTHORS.shares, AUTHORS.seed)
     sizes = [Counter(part.labels) if part else None for part in parts]

@@ -20,15 +20,17 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import itertools
 import math
 import random
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..metrics import REJECTED, cacc
 from ..models.adopt import architecture, check_classes, require_float32
@@ -65,6 +67,8 @@ class EpochLog(NamedTuple):
     """Mean terms of the loss on clean samples."""
     punish: tuple[float, ...] = ()
     """Mean terms of the loss on flagged samples."""
+    excess: float = math.nan
+    """See `log_odds_excess`."""
 
 
 Callback = Callable[[nn.Module, EpochLog], None]
@@ -295,16 +299,18 @@ def line_search(before: Model, after: Model, excess: Callable[[Model], float],
 
     Source: after Frankle et al. 2020, who look at training on such lines.
     """
+    model = clone(after)
+
+    @torch.no_grad()
     def between(share: float) -> Model:
-        model = clone(after)
-        old = before.model.state_dict()
-        for name, value in model.model.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(old[name].to(value), 1 - share)
+        # By parameter, not by name: what two names share is moved once.
+        for at, old, new in zip(*map(_weights, (model, before, after)), strict=True):
+            if at.is_floating_point():
+                at.copy_(torch.lerp(new, old, 1 - share))
         return model
 
     if excess(after) > 0:
-        return clone(after), 1.0
+        return model, 1.0
     low, high = 0.0, 1.0
     for _ in range(steps):
         middle = (low + high) / 2
@@ -313,6 +319,48 @@ def line_search(before: Model, after: Model, excess: Callable[[Model], float],
         else:
             high = middle
     return between(high), high
+
+
+def log_odds(logits: Tensor, labels: Sequence[int]) -> Tensor:
+    """Return how far a model prefers a label to all others together.
+
+    Unlike the share of samples that get the label, it does not saturate.
+
+    Args:
+        logits: (n, K).
+        labels: (n,) class numbers.
+
+    Returns:
+        (n,) in nats, above 0 where the label has more than half of the probability.
+    """
+    chosen = torch.tensor(labels, device=logits.device)[:, None]
+    others = logits.scatter(1, chosen, -math.inf).logsumexp(1)
+    return (logits.gather(1, chosen)[:, 0] - others).float().cpu()
+
+
+def log_odds_excess(suspects: Tensor, labels: Sequence[int], clean: Tensor,
+                    clean_labels: Sequence[int], purity: float = 1.0) -> float:
+    """Return how much more poisoned samples lean to their label than clean ones to that label.
+
+    Without a backdoor a trigger changes little, so poisoned samples lean to the target label as
+    clean samples of other classes do. Both are compared by their median log odds. Where some of
+    the suspects are clean and rightly have their label, the poisoned ones are the lower part.
+
+    Args:
+        suspects: (n, K) logits of the model under repair.
+        labels: (n,) of the suspects, as in the training set.
+        clean: (m, K) its logits of clean samples.
+        clean_labels: (m,) true ones.
+        purity: Estimated share of the suspects that are poisoned, 0 to 1.
+
+    Returns:
+        Nats: above 0 while some of the backdoor is there, and below 0 once the trigger pushes
+        away from the target.
+    """
+    levels = {label: log_odds(clean, [label] * len(clean_labels))[
+        torch.tensor(clean_labels) != label].median().item() for label in set(labels)}
+    beyond = log_odds(suspects, labels) - torch.tensor([levels[label] for label in labels])
+    return beyond.quantile(purity / 2).item()
 
 
 def accept_if_harmless(before: Model, after: Model, held_out: CleanSet | None,
@@ -337,6 +385,10 @@ def accept_if_harmless(before: Model, after: Model, held_out: CleanSet | None,
     warnings.warn(f"the defense took the held-out accuracy from {was:.1%} to {now:.1%} and was "
                   "undone: lower lr, or give more clean samples", stacklevel=4)
     return "undone"
+
+
+def _weights(classifier: Model) -> Iterator[Tensor]:
+    return itertools.chain(classifier.model.parameters(), classifier.model.buffers())
 
 
 def _shape(model: nn.Module) -> tuple:

@@ -13,7 +13,7 @@ import torch
 
 from ..defenses.abl import ABL
 from ..defenses.ac import ActivationClustering
-from ..defenses.base import Context, EpochLog, Outcome, ignore, stratified_split
+from ..defenses.base import Context, EpochLog, Outcome, ignore
 from ..defenses.bedkd import AUTHORS, BeDKD, find_suspects, retrain_without
 from ..defenses.clp import CLP
 from ..defenses.cube import CUBE
@@ -218,9 +218,11 @@ def _judge(defense: object, outcome: Outcome, attacked: Victim,
         return changed | _gate(outcome, attacked), stages
     if isinstance(defense, BeDKD | DUP):
         logs = [log._asdict() for log in outcome.history]
-        judged = (_flags(outcome, attacked) if isinstance(defense, DUP)
-                  else _scan(outcome, attacked, defense))
-        return {**changed, "cycles": logs[-1]["cycle"] if logs else 0, **judged}, logs
+        cycles = logs[-1]["cycle"] if logs else 0
+        if isinstance(defense, DUP):
+            return {**changed, "cycles": cycles, **_flags(outcome, attacked)}, logs
+        judged, gaps = _scan(outcome, attacked, defense)
+        return {**changed, "cycles": cycles, **judged}, logs or gaps
     return {}, []
 
 
@@ -265,8 +267,7 @@ def _retrain(context: Context, defense: BeDKD) -> Outcome:
     """Train anew without the suspects of BeDKD's scan, as many as there are."""
     start = time.perf_counter()
     context.require("retraining", train=True, training=True)
-    module, suspects = find_suspects(
-        context, defense, stratified_split(context.clean, defense.shares, defense.seed))
+    module, suspects = find_suspects(context, defense)
     searched = time.perf_counter()
 
     def train_on(kept: TrainSet) -> Model:
@@ -280,25 +281,39 @@ def _retrain(context: Context, defense: BeDKD) -> Outcome:
                    report={"module": module, "suspects": suspects})
 
 
-def _scan(outcome: Outcome, attacked: Victim, defense: BeDKD) -> dict:
-    """Judge BeDKD's scan with what only the evaluator knows."""
+def _scan(outcome: Outcome, attacked: Victim, defense: BeDKD) -> tuple[dict, list[dict]]:
+    """Judge BeDKD's scan with what only the evaluator knows, and return the gaps it saw."""
     suspects, module = outcome.report["suspects"], outcome.report["module"]
     if suspects is None:
-        return {}
+        return {}, []
     about = {"threshold": suspects.threshold, "chance": suspects.chance,
              "flagged": suspects.flagged, "scanned": suspects.scanned,
-             "suspects": len(suspects.indices)}
-    if attacked.record is None:
-        return about
-    poisoned, n = attacked.record.poisoned, len(attacked.train)
+             "suspects": len(suspects.indices), **{
+                 name: value for name, value in outcome.report.items()
+                 if isinstance(value, float)}}
+    n = len(attacked.train)
+    poisoned = attacked.record.poisoned if attacked.record else (False,) * n
     probe = random.Random(0).sample(range(n), min(PROBE, n))
     inputs, labels = attacked.train.take(probe).inputs, [poisoned[i] for i in probe]
     gaps = gap(attacked.classifier.logits(inputs), module.logits(inputs),
                defense.scan.mean_gap).tolist()
+    outlines = _histogram({"held_out": suspects.held_out_gaps.tolist(), **{
+        name: [g for g, bad in zip(gaps, labels) if bad == kind]
+        for name, kind in (("clean", False), ("poisoned", True))}})
+    if attacked.record is None:
+        return about, outlines
     tpr, fpr = tpr_fpr([g < suspects.threshold for g in gaps], labels)
     if suspects.indices:
         about["precision"] = _share(poisoned[i] for i in suspects.indices)
-    return {**about, "auroc": auroc([-g for g in gaps], labels), "tpr": tpr, "fpr": fpr}
+    return {**about, "auroc": auroc([-g for g in gaps], labels), "tpr": tpr, "fpr": fpr}, outlines
+
+
+def _histogram(groups: dict[str, list[float]], bins: int = 40) -> list[dict]:
+    """Return for each bin from 0 to 1 its upper edge, and what share of each group is in it."""
+    counts = {name: torch.histc(torch.tensor(values), bins, 0, 1) / len(values)
+              for name, values in groups.items() if values}
+    return [{"gap": (i + 1) / bins} | {
+        name: round(share[i].item(), 4) for name, share in counts.items()} for i in range(bins)]
 
 
 def _flags(outcome: Outcome, attacked: Victim) -> dict:
