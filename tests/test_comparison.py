@@ -17,7 +17,7 @@ from helpers.images import TRAINING, thirds
 
 from bdutils.attacks.base import PoisonConfig
 from bdutils.attacks.image import BadNetsPatch
-from bdutils.evaluation import Victim
+from bdutils.evaluation import Victim, evaluate
 from bdutils.experiments import comparison, results
 from bdutils.experiments import run as running
 from bdutils.experiments.comparison import (
@@ -41,6 +41,7 @@ from bdutils.experiments.comparison import (
     summary,
     usual,
 )
+from bdutils.experiments.studies import Run
 from bdutils.experiments.variants import VARIANTS, WITH_TRAIN_SET
 from bdutils.plotting import SortableTable
 from bdutils.roles import CleanSet, Task, TestSet, TrainSet
@@ -437,6 +438,25 @@ def test_a_model_that_never_saw_the_trigger_learns_it_from_enough_samples(victim
     assert all((a == b).all() for a, b in zip(before, clean.model.parameters()))
     rates = [rate.value for rate in found.values()]
     assert rates[0] < 0.2 and rates[-1] > rates[0] + 0.3
+
+
+def test_a_clean_model_is_measured_with_the_trigger_of_each_attack(victim, monkeypatch):
+    asked = []
+
+    def trained(run, benchmark):
+        asked.append(run)
+        return victim, victim, 0
+
+    monkeypatch.setattr(running, "_trained", trained)
+    run = Run("images", None, 0.0, 2, defense="ft")
+    found = running.on_every_attack(run, victim)(victim.classifier)
+    assert [r.seed for r in asked] == [2] * 6 and not any(r.defense for r in asked)
+    assert {name for name in found if "_" in name} == {
+        f"{kind}_{r.attack}" for r in asked for kind in ("asr", "pacc")}
+    # The victim's own trigger stands for all here, so its ASR is found in each place.
+    own = evaluate(victim.classifier, victim.task, victim.record.trigger, 0, every_class=True)
+    assert found["asr_wanet"].value == own.asr.value > 0.5 > found["pacc_sig"].value
+    assert own.pacc.value == found["pacc_sig"].value
 
 
 # ------------------------------------------------------------------------ the first page's figure

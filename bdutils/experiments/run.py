@@ -23,7 +23,7 @@ from ..metrics import Rate, cacc, rejected
 from ..roles import Task, TestSet, TrainSet, stratified_subset
 from ..training import Model, train, training_for
 from . import results
-from .studies import Run
+from .studies import ON_CLEAN, Run
 from .variants import VARIANTS, Keep, defend
 
 IMAGE_TARGET = 0  # Wu et al. 2022; texts have 1 (Cui et al. 2022)
@@ -102,6 +102,8 @@ def make_record(study: str, run: Run, benchmark: Path | None = None,
     measure = _measure(clean, attacked, target)
     if study == "relearning":
         measure = with_relearning(measure, attacked, target, None if run.defense else clean)
+    if study == "references":
+        measure = on_every_attack(run, clean, benchmark)
     extra: dict = {}
     if run.defense:
         metrics, seconds, extra = defend(run.defense, attacked, run.seed, measure,
@@ -144,6 +146,23 @@ def _measure(clean: Victim, attacked: Victim, target: int) -> Measure:
         return _metrics(scores) | {f"asr_{name}": evaluate(model, task, part, label).asr
                                    for name, part, label in _further(trigger, target)}
 
+    return measure
+
+
+def on_every_attack(run: Run, clean: Victim, benchmark: Path | None = None) -> Measure:
+    """Return a measure of a model that was never attacked: its floor and PACC for each attack."""
+    made = {like.attack: _trained(replace(like, seed=run.seed), benchmark)[1:]
+            for like in ON_CLEAN[run.task]}
+    records = [(name, attacked.record, target) for name, (attacked, target) in made.items()]
+
+    def measure(model: Predictor, with_floor: bool = True) -> dict[str, Rate | float]:
+        found = _without_trigger(model, clean.task.test)
+        for name, record, target in records:
+            if record is not None:
+                scores = evaluate(model, clean.task, record.trigger, target, every_class=True)
+                found |= {f"{key}_{name}": rate for key, rate in _metrics(scores).items()
+                          if key in ("asr", "pacc")}
+        return found
     return measure
 
 

@@ -70,6 +70,9 @@ FOUR = list(TEXT_TRIGGERS)
 FIVE = [name for name in IMAGE_TRIGGERS if name not in ("label_consistent", "narcissus")]
 # Label-consistent poison takes four fifths of the target class, a tenth of the rows.
 LABEL_CONSISTENT = [Run("images", "label_consistent", 0.08, seed, "clean") for seed in (0, 1, 2)]
+# Which attacks a clean model is measured on: with a defender's samples, is its floor the same?
+ON_CLEAN = {"sentiment": grid("sentiment", FOUR, [0.2], [0])[1:],
+            "images": [*grid("images", FIVE, [0.1], [0])[1:], LABEL_CONSISTENT[0]]}
 # What needs no network of the attacker's.
 PLAIN = [name for name in FIVE if name != "input_aware"]
 NARCISSUS_RATE = 0.05  # half of the target class, whose labels stay
@@ -149,6 +152,8 @@ STUDIES: dict[str, list[Run]] = {
     "baselines-text": [replace(run, defense=name)
                        for name in ("ft-text", "ft_sam-text", "onion", "strip-text")
                        for run in grid("sentiment", FOUR, [0.2], [0, 1, 2])],
+    "references": [Run(task, None, 0.0, seed, defense=name) for seed in (0, 1, 2)
+                   for task, name in (("sentiment", "ft-text"), ("images", "ft"))],
     "filters": [replace(run, defense="strip") for run in (
         *grid("images", FIVE, [0.1], [0, 1, 2]), *LABEL_CONSISTENT)],
     "baselines-train": [replace(run, defense=name)
