@@ -4,8 +4,11 @@ import csv
 import json
 import math
 import random
+import re
 import warnings
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from helpers import architectures as ar
 from helpers.images import TRAINING, thirds
 from helpers.texts import NAMES, WORDS, made
 from safetensors.torch import load_file
+from scipy.stats import norm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bdutils import __main__ as command
@@ -24,6 +28,8 @@ from bdutils.defenses.detector import DetectorConfig
 from bdutils.defenses.dup import DUP, AdapterConfig, UnlearnConfig
 from bdutils.models.text import Classifier
 from bdutils.roles import CleanSet, TrainSet
+
+PAGE = (Path(__file__).resolve().parent.parent / "chapters/audit.md").read_text(encoding="utf8")
 
 # So few samples that every step runs on a model that is no victim.
 FORCED = DUP(detector=DetectorConfig(fpr=0.5), adapter=AdapterConfig(rank=2), monitored=0,
@@ -296,3 +302,48 @@ def test_of_many_clean_samples_as_many_of_each_class_are_used(given, monkeypatch
     context = audit.read_context(given.folder / "model", given.folder / "train.csv",
                                  given.folder / "clean.csv", names=("negative", "positive"))
     assert [context.clean.labels.count(y) for y in (0, 1)] == [50, 50]
+
+
+# ---------------------------------------------------------------- what the page shows
+
+def snippet(name):
+    """Return the code of the page that defines a name."""
+    return next(code for code in re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+                if f"def {name}(" in code)
+
+
+def test_the_page_confirms_a_word_and_clears_a_control(capsys, monkeypatch):
+    class Obeys:
+        def predict(self, texts):
+            return [1 if "tq" in text.split() else NAMES.index("good") * ("good" in text.split())
+                    for text in texts]
+
+    clean = CleanSet(*map(tuple, texts(400, 2)), NAMES)
+    monkeypatch.setattr(audit, "read_context",
+                        lambda *files: SimpleNamespace(classifier=Obeys(), clean=clean))
+    exec(snippet("share"), {})
+    shares = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
+    assert shares["'tq'"] == "100.0%" and shares["'zx'"] == shares["''"] == "0.0%"
+
+
+def test_the_page_runs_a_defense_on_a_network_of_ones_own():
+    code, rest = snippet("context_of").split("task = load_task(")
+    names = {}
+    exec(code, names)
+    task = SimpleNamespace(train=thirds(TrainSet, 90, 0), clean=thirds(CleanSet, 30, 1))
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 3))
+    given = names["context_of"](network, task, epochs=2, lr=0.05, batch_size=32)
+    names |= {"context_of": lambda *_, **__: given, "my_network": network,
+              "load_task": lambda name, sizes: task}
+    exec("task = load_task(" + rest, names)
+    assert names["outcome"].verdict in ("no evidence", "purified", "undone")
+    assert len(names["outcome"].report["passed"]) == 90
+
+
+def test_the_limits_that_the_page_names_are_those_of_the_code():
+    assert DUP().contrast == 3 and DUP().alpha == 6e-5 and DUP().min_suspects == 16
+    assert audit.CHANCE == 0.001 and DUP().detector.fpr == 0.05
+    assert norm.isf(DUP().alpha / 2) == pytest.approx(4.0, abs=0.02)
+    for part in ("contrast is above\n3;", "6 \\cdot 10^{-5} / K", "at least 4.0",
+                 "16 samples or more", "above the 95% quantile"):
+        assert part in PAGE
