@@ -253,6 +253,7 @@ def test_what_is_said_of_images_is_what_is_recorded():
 
 def test_images_get_a_page_and_a_model(of_images, tmp_path, monkeypatch):
     monkeypatch.setattr(audit.ImageTrainConfig, "at", lambda **_: TRAINING)  # for so few images
+    monkeypatch.setattr(images_side, "prepared", lambda *_: NTML(stop=False))
     train_set, chosen = corner(0.1)
     context = of_images(train_set)
     (tmp_path / "model").mkdir()
@@ -264,7 +265,7 @@ def test_images_get_a_page_and_a_model(of_images, tmp_path, monkeypatch):
     assert command.main(["audit", str(tmp_path / "model"), *options]) == command.FOUND
     page = (tmp_path / "out/report/index.html").read_text()
     assert not [part for part in page.split('src="')[1:] if not part.startswith("data:image/png")]
-    assert page.count("data:image/png") == images_side.SHOWN and "of the given label" in page
+    assert page.count("data:image/png") == images_side.SHOWN and "Stands out" in page
     table = read_table(tmp_path / "out/report/flagged.csv", ("label", "label"))
     assert set(table.columns["label"]) == {"right"}
     repaired = ImageClassifier.load(tmp_path / "out")
@@ -376,7 +377,7 @@ def test_an_adapter_is_merged_into_its_base_model(tmp_path, place):
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    ({"base_model_name_or_path": "/nowhere/it"}, "is an adapter of /nowhere/it, and the two do not"),
+    ({"base_model_name_or_path": "/nowhere/it"}, "is an adapter of /nowhere/it, and the two"),
     ({"task_type": "CAUSAL_LM"}, "is an adapter for CAUSAL_LM and no classifier of texts"),
     ({"head": False}, "is no finished classifier (it lacks classifier")])
 def test_an_adapter_that_does_not_open_is_told(tmp_path, change, said, capsys):
