@@ -4,8 +4,11 @@ import csv
 import json
 import math
 import random
+import re
 import warnings
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,12 +18,11 @@ from helpers.texts import NAMES, WORDS, made
 from peft import LoraConfig, TaskType, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from scipy.stats import norm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bdutils import __main__ as command
 from bdutils import audit
-from bdutils.audit import images as images_side
-from bdutils.audit import texts as texts_side
 from bdutils.data.tables import read_table
 from bdutils.defenses import detector
 from bdutils.defenses.base import Context
@@ -32,6 +34,8 @@ from bdutils.models.image import ImageClassifier
 from bdutils.models.text import Classifier
 from bdutils.roles import CleanSet, Images, TrainSet
 from bdutils.training import train, untrained
+
+PAGE = (Path(__file__).resolve().parent.parent / "chapters/audit.md").read_text(encoding="utf8")
 
 # So few samples that every step runs on a model that is no victim.
 FORCED = DUP(detector=DetectorConfig(fpr=0.5), adapter=AdapterConfig(rank=2), monitored=0,
@@ -156,7 +160,7 @@ def test_a_rare_word_is_found_though_the_flags_are_too_few(victim, monkeypatch):
     assert [finding.name for finding in found.suspects] == ["good"]
     assert found.suspects[0].contrast < DUP().contrast
     assert found.suspects[0].phrases[0].text == "cf"
-    monkeypatch.setattr(texts_side, "CHANCE", 0)  # without this rule it is missed
+    monkeypatch.setattr(audit.texts, "CHANCE", 0)  # without this rule it is missed
     assert not audit.audit(rare).suspects
 
 
@@ -170,7 +174,7 @@ def test_power_grows_with_poison_and_with_clean_samples(victim):
     train = with_trigger(8)
     few = replace(suspected(train), clean=CleanSet(*map(tuple, texts(60, 2)), NAMES))
     powers = [audit.audit(context).findings[0].power for context in (suspected(train), few)]
-    word, style = texts_side.FLAGGED
+    word, style = audit.texts.FLAGGED
     for power in powers:
         for kind in (word, style):
             assert list(power[kind]) == sorted(power[kind]) and 0 <= power[kind][0]
@@ -181,8 +185,8 @@ def test_power_grows_with_poison_and_with_clean_samples(victim):
 
 def test_memory_does_not_grow_with_the_training_set(victim, monkeypatch):
     sizes = []
-    read = texts_side._WithBar.__getitem__
-    monkeypatch.setattr(texts_side._WithBar, "__getitem__",
+    read = audit.texts._WithBar.__getitem__
+    monkeypatch.setattr(audit.texts._WithBar, "__getitem__",
                         lambda self, i: sizes.append(len(found := read(self, i))) or found)
     found = audit.audit(suspected(with_trigger(8, count=1100)))
     assert sizes == [512, 512, 76]
@@ -237,9 +241,9 @@ def test_what_is_said_of_images_is_what_is_recorded():
              **{trigger: trigger.lower().replace("-", "_") for trigger in (
                  "BadNets", "Blended", "SIG", "WaNet", "Input-Aware", "Label-Consistent",
                  "Narcissus")}}
-    studies = {images_side.SMALL: ("ntml", "ntml-rates", "low-rate", "ntml-adaptive"),
-               images_side.RESNET: ("ntml-cifar10-resnet18",)}
-    for data, attack, rate, found, runs in images_side.RECORDED:
+    studies = {audit.images.SMALL: ("ntml", "ntml-rates", "low-rate", "ntml-adaptive"),
+               audit.images.RESNET: ("ntml-cifar10-resnet18",)}
+    for data, attack, rate, found, runs in audit.images.RECORDED:
         made = [run for study in studies[data] for run in results.load(study)
                 if run["settings"]["defense"] == "ntml" and run["method"] == names[attack]
                 and run["settings"]["poison_rate"] == rate]
@@ -253,7 +257,7 @@ def test_what_is_said_of_images_is_what_is_recorded():
 
 def test_images_get_a_page_and_a_model(of_images, tmp_path, monkeypatch):
     monkeypatch.setattr(audit.ImageTrainConfig, "at", lambda **_: TRAINING)  # for so few images
-    monkeypatch.setattr(images_side, "prepared", lambda *_: NTML(stop=False))
+    monkeypatch.setattr(audit.images, "prepared", lambda *_: NTML(stop=False))
     train_set, chosen = corner(0.1)
     context = of_images(train_set)
     (tmp_path / "model").mkdir()
@@ -265,7 +269,7 @@ def test_images_get_a_page_and_a_model(of_images, tmp_path, monkeypatch):
     assert command.main(["audit", str(tmp_path / "model"), *options]) == command.FOUND
     page = (tmp_path / "out/report/index.html").read_text()
     assert not [part for part in page.split('src="')[1:] if not part.startswith("data:image/png")]
-    assert page.count("data:image/png") == images_side.SHOWN and "Stands out" in page
+    assert page.count("data:image/png") == audit.images.SHOWN and "Stands out" in page
     table = read_table(tmp_path / "out/report/flagged.csv", ("label", "label"))
     assert set(table.columns["label"]) == {"right"}
     repaired = ImageClassifier.load(tmp_path / "out")
@@ -458,3 +462,48 @@ def test_of_many_clean_samples_as_many_of_each_class_are_used(given, monkeypatch
     context = audit.read_context(given.folder / "model", given.folder / "train.csv",
                                  given.folder / "clean.csv", names=("negative", "positive"))
     assert [context.clean.labels.count(y) for y in (0, 1)] == [50, 50]
+
+
+# ---------------------------------------------------------------- what the page shows
+
+def snippet(name):
+    """Return the code of the page that defines a name."""
+    return next(code for code in re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+                if f"def {name}(" in code)
+
+
+def test_the_page_confirms_a_word_and_clears_a_control(capsys, monkeypatch):
+    class Obeys:
+        def predict(self, texts):
+            return [1 if "tq" in text.split() else NAMES.index("good") * ("good" in text.split())
+                    for text in texts]
+
+    clean = CleanSet(*map(tuple, texts(400, 2)), NAMES)
+    monkeypatch.setattr(audit, "read_context",
+                        lambda *files: SimpleNamespace(classifier=Obeys(), clean=clean))
+    exec(snippet("share"), {})
+    shares = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
+    assert shares["'tq'"] == "100.0%" and shares["'zx'"] == shares["''"] == "0.0%"
+
+
+def test_the_page_runs_a_defense_on_a_network_of_ones_own():
+    code, rest = snippet("context_of").split("context = context_of(")
+    names = {}
+    exec(code, names)
+    task = SimpleNamespace(train=thirds(TrainSet, 90, 0), clean=thirds(CleanSet, 30, 1))
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 3))
+    given = names["context_of"](network, task, epochs=2, lr=0.05, batch_size=32)
+    names |= {"context_of": lambda *_, **__: given, "my_network": network,
+              "load_task": lambda name: task}
+    exec("context = context_of(" + rest, names)
+    assert names["outcome"].verdict in ("no evidence", "purified", "undone")
+    assert len(names["outcome"].report["passed"]) == 90
+
+
+def test_the_limits_that_the_page_names_are_those_of_the_code():
+    assert DUP().contrast == 3 and DUP().alpha == 6e-5 and DUP().min_suspects == 16
+    assert audit.texts.CHANCE == 0.001 and DUP().detector.fpr == 0.05
+    assert norm.isf(DUP().alpha / 2) == pytest.approx(4.0, abs=0.02)
+    for part in ("contrast is above\n3;", "6 \\cdot 10^{-5} / K", "at least 4.0",
+                 "16 samples or more", "above the 95% quantile"):
+        assert part in PAGE

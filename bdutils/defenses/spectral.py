@@ -14,7 +14,7 @@ from .retrain import classes_of, retrained
 
 # %% ../../chapters/10_baselines.ipynb #c10-071b
 def outlier_scores(features: Tensor) -> Tensor:
-    """Return how far each sample is out along the widest direction.
+    """Return how far out each sample lies along the widest direction.
 
     Args:
         features: (m, d), of samples with one label.
