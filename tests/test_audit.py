@@ -28,7 +28,7 @@ from bdutils.defenses import detector
 from bdutils.defenses.base import Context
 from bdutils.defenses.detector import DetectorConfig
 from bdutils.defenses.dup import DUP, AdapterConfig, UnlearnConfig
-from bdutils.defenses.ntml import NTML, stand_out
+from bdutils.defenses.ntml import NTML, JudgeConfig
 from bdutils.experiments import results
 from bdutils.models.image import ImageClassifier
 from bdutils.models.text import Classifier
@@ -208,14 +208,16 @@ def test_a_corner_is_found_with_its_label_and_its_images(of_images):
     assert len({*rejected[:len(chosen)]} & {*chosen}) >= 0.8 * len(chosen)  # they come first
 
 
-def test_clean_images_are_not_flagged_and_the_limit_decides(of_images):
-    """The last line is the mutation: without the limit something stands out."""
+def test_the_limit_decides_which_label_stands_out(of_images):
+    """The mutation of the test before: without evidence nothing is found."""
+    context = of_images(corner(0.1)[0])
+    assert not audit.audit(context, NTML(judge=JudgeConfig(least=1))).suspects
+
+
+def test_clean_images_are_not_flagged(of_images):
     harmless = of_images(corner(0)[0])
     found = audit.audit(harmless)
     assert not found.suspects and not len(found.flagged(harmless.train))
-    lax = replace(found.judgment, suspects=stand_out(
-        found.judgment.shares + 0.07 * torch.eye(3)[1], NTML().judge))
-    assert lax.suspects == (1,)
 
 
 def test_images_with_shuffled_labels_are_no_evidence(of_images):
