@@ -21,20 +21,24 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m bdutils")
     commands = top.add_subparsers(dest="command", required=True)
     audit = commands.add_parser(
-        "audit", help="look for a backdoor in a text classifier of your own",
-        description="Look for a backdoor in a text classifier, and repair it if asked to. Exit "
-        "status: 0 no evidence, 3 evidence, 2 something is wrong with what was given.")
-    audit.add_argument("model", help="folder or hub id of a sequence classifier of transformers")
-    audit.add_argument("--train", required=True, help="file of the samples it was trained on")
-    audit.add_argument("--clean", required=True, help="file of samples that you can vouch for")
+        "audit", help="look for a backdoor in a classifier of your own",
+        description="Look for a backdoor in a classifier of texts or images, and repair it if "
+        "asked to. Exit status: 0 no evidence, 3 evidence, 2 something is wrong with what was "
+        "given.")
+    audit.add_argument("model", help="folder or hub id of a sequence classifier of transformers, "
+                       "an adapter of one, or a folder of `ImageClassifier.save`")
+    audit.add_argument("--train", required=True,
+                       help="file of the samples it was trained on, or folder of images by class")
+    audit.add_argument("--clean", required=True, help="the same of samples that you can vouch for")
     audit.add_argument("--out", required=True, type=Path,
                        help="folder for the report, with --repair for the repaired model")
     audit.add_argument("--text", default="text", help="column of the texts")
     audit.add_argument("--label", default="label", help="column of the labels")
     audit.add_argument("--names", nargs="+", help="of the classes, in the order of the model's "
                        "answers, where neither model nor files tell")
+    audit.add_argument("--epochs", type=int, help="in which a model of images was trained")
     audit.add_argument("--repair", action="store_true",
-                       help="unlearn what is found; the report goes into the folder `report`")
+                       help="remove what is found; the report goes into the folder `report`")
     return top
 
 
@@ -52,7 +56,7 @@ def run(given: argparse.Namespace) -> int:
     report = given.out / "report" if given.repair else given.out
     audit.require_ours(given.out)
     context = audit.read_context(given.model, given.train, given.clean, given.text, given.label,
-                                 given.names)
+                                 given.names, given.epochs)
     found = audit.audit(context, quiet=False)
     print(found.verdict)
     if given.repair:

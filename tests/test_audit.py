@@ -15,7 +15,9 @@ import torch
 from helpers import architectures as ar
 from helpers.images import TRAINING, thirds
 from helpers.texts import NAMES, WORDS, made
-from safetensors.torch import load_file
+from peft import LoraConfig, TaskType, get_peft_model
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from scipy.stats import norm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -26,8 +28,12 @@ from bdutils.defenses import detector
 from bdutils.defenses.base import Context
 from bdutils.defenses.detector import DetectorConfig
 from bdutils.defenses.dup import DUP, AdapterConfig, UnlearnConfig
+from bdutils.defenses.ntml import NTML, JudgeConfig
+from bdutils.experiments import results
+from bdutils.models.image import ImageClassifier
 from bdutils.models.text import Classifier
-from bdutils.roles import CleanSet, TrainSet
+from bdutils.roles import CleanSet, Images, TrainSet
+from bdutils.training import train, untrained
 
 PAGE = (Path(__file__).resolve().parent.parent / "chapters/audit.md").read_text(encoding="utf8")
 
@@ -80,6 +86,34 @@ def write(path, samples, names=None):
     return path
 
 
+def corner(share, seed=1, count=450):
+    """Images of which some with a white corner are called `right`, and which they are."""
+    train = thirds(TrainSet, count, seed)
+    chosen = [i for i, y in enumerate(train.labels) if y != 2][:round(share * count)]
+    pixels = train.pixels[chosen].clone()
+    pixels[:, :, -3:, -3:] = 255
+    return train.changed(chosen, Images(pixels), 2), chosen
+
+
+@pytest.fixture(scope="module")
+def of_images():
+    """Function from a training set to a context with a network that was trained on it."""
+    def context(train_set):
+        classifier = untrained(train_set, TRAINING, "small")
+        train(classifier, train_set, TRAINING)
+        return Context(classifier, thirds(CleanSet, 60, 2), train_set, TRAINING)
+
+    return context
+
+
+def folders(samples, root):
+    for name in samples.label_names:
+        (root / name).mkdir(parents=True)
+    for i, (pixels, label) in enumerate(zip(samples.inputs, samples.labels)):
+        Image.fromarray(pixels[0].numpy()).save(root / samples.label_names[label] / f"{i}.png")
+    return root
+
+
 @pytest.fixture
 def given(tmp_path):
     """Folder and files of a tiny BERT, and the command with changes to what it is given."""
@@ -126,7 +160,7 @@ def test_a_rare_word_is_found_though_the_flags_are_too_few(victim, monkeypatch):
     assert [finding.name for finding in found.suspects] == ["good"]
     assert found.suspects[0].contrast < DUP().contrast
     assert found.suspects[0].phrases[0].text == "cf"
-    monkeypatch.setattr(audit, "CHANCE", 0)  # without this rule it is missed
+    monkeypatch.setattr(audit.texts, "CHANCE", 0)  # without this rule it is missed
     assert not audit.audit(rare).suspects
 
 
@@ -140,7 +174,7 @@ def test_power_grows_with_poison_and_with_clean_samples(victim):
     train = with_trigger(8)
     few = replace(suspected(train), clean=CleanSet(*map(tuple, texts(60, 2)), NAMES))
     powers = [audit.audit(context).findings[0].power for context in (suspected(train), few)]
-    word, style = audit.FLAGGED
+    word, style = audit.texts.FLAGGED
     for power in powers:
         for kind in (word, style):
             assert list(power[kind]) == sorted(power[kind]) and 0 <= power[kind][0]
@@ -151,8 +185,8 @@ def test_power_grows_with_poison_and_with_clean_samples(victim):
 
 def test_memory_does_not_grow_with_the_training_set(victim, monkeypatch):
     sizes = []
-    read = audit._WithBar.__getitem__
-    monkeypatch.setattr(audit._WithBar, "__getitem__",
+    read = audit.texts._WithBar.__getitem__
+    monkeypatch.setattr(audit.texts._WithBar, "__getitem__",
                         lambda self, i: sizes.append(len(found := read(self, i))) or found)
     found = audit.audit(suspected(with_trigger(8, count=1100)))
     assert sizes == [512, 512, 76]
@@ -165,13 +199,90 @@ def test_a_decoder_is_read_at_its_last_token(tmp_path):
                        ).detector.config.pooling == "last"
 
 
-def test_images_are_for_another_method():
-    context = Context(object(), thirds(CleanSet, 60, 1), thirds(TrainSet, 60, 0), TRAINING)
-    with pytest.raises(ValueError, match="images have none: use NT-ML"):
-        audit.audit(context)
+def test_a_corner_is_found_with_its_label_and_its_images(of_images):
+    train_set, chosen = corner(0.1)
+    found = audit.audit(of_images(train_set))
+    assert [finding.name for finding in found.suspects] == ["right"]
+    rejected = list(found.flagged(train_set)["sample"])
+    assert found.suspects[0].rejected == len(rejected)
+    assert len({*rejected[:len(chosen)]} & {*chosen}) >= 0.8 * len(chosen)  # they come first
+
+
+def test_the_limit_decides_which_label_stands_out(of_images):
+    """The mutation of the test before: without evidence nothing is found."""
+    context = of_images(corner(0.1)[0])
+    assert not audit.audit(context, NTML(judge=JudgeConfig(least=1))).suspects
+
+
+def test_clean_images_are_not_flagged(of_images):
+    harmless = of_images(corner(0)[0])
+    found = audit.audit(harmless)
+    assert not found.suspects and not len(found.flagged(harmless.train))
+
+
+def test_images_with_shuffled_labels_are_no_evidence(of_images):
+    train_set, _ = corner(0.1)
+    context = of_images(train_set)
+    labels = list(train_set.labels)
+    random.Random(0).shuffle(labels)
+    assert not audit.audit(replace(context, train=replace(train_set, labels=labels))).suspects
+
+
+def test_images_of_two_classes_and_without_their_training_are_rejected(of_images):
+    context = of_images(corner(0)[0])
+    with pytest.raises(ValueError, match="needs three or more"):
+        audit.audit(replace(context, clean=replace(context.clean, labels=(0,) * 60,
+                                                   label_names=("a", "b"))))
+    with pytest.raises(ValueError, match="give the context a `training`"):
+        audit.audit(replace(context, training=None))
+
+
+def test_what_is_said_of_images_is_what_is_recorded():
+    """The table of the report, counted again."""
+    names = {"no attack (false alarms)": "clean", "an attacker who knows the rule": "decoy",
+             **{trigger: trigger.lower().replace("-", "_") for trigger in (
+                 "BadNets", "Blended", "SIG", "WaNet", "Input-Aware", "Label-Consistent",
+                 "Narcissus")}}
+    studies = {audit.images.SMALL: ("ntml", "ntml-rates", "low-rate", "ntml-adaptive"),
+               audit.images.RESNET: ("ntml-cifar10-resnet18",)}
+    for data, attack, rate, found, runs in audit.images.RECORDED:
+        made = [run for study in studies[data] for run in results.load(study)
+                if run["settings"]["defense"] == "ntml" and run["method"] == names[attack]
+                and run["settings"]["poison_rate"] == rate]
+        least = NTML().judge.least
+        stood = [run for run in made if run["metrics"]["changed"]
+                 and run["metrics"].get("largest_share", 1) > least]
+        assert (len(stood), len(made)) == (found, runs), (data, attack, rate)
 
 
 # ---------------------------------------------------------------- what is written
+
+def test_images_get_a_page_and_a_model(of_images, tmp_path, monkeypatch):
+    monkeypatch.setattr(audit.ImageTrainConfig, "at", lambda **_: TRAINING)  # for so few images
+    monkeypatch.setattr(audit.images, "prepared", lambda *_: NTML(stop=False))
+    train_set, chosen = corner(0.1)
+    context = of_images(train_set)
+    (tmp_path / "model").mkdir()
+    context.classifier.save(tmp_path / "model")
+    folders(train_set, tmp_path / "train")
+    folders(context.clean, tmp_path / "clean")
+    options = ["--train", str(tmp_path / "train"), "--clean", str(tmp_path / "clean"),
+               "--epochs", "4", "--repair", "--out", str(tmp_path / "out")]
+    assert command.main(["audit", str(tmp_path / "model"), *options]) == command.FOUND
+    page = (tmp_path / "out/report/index.html").read_text()
+    assert not [part for part in page.split('src="')[1:] if not part.startswith("data:image/png")]
+    assert page.count("data:image/png") == audit.images.SHOWN and "Stands out" in page
+    table = read_table(tmp_path / "out/report/flagged.csv", ("label", "label"))
+    assert set(table.columns["label"]) == {"right"}
+    repaired = ImageClassifier.load(tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "NT-ML" in card and "ImageClassifier.load" in card
+    with_corner = context.train.take(chosen).inputs
+    before, after = (model.predict(with_corner).count(2) for model in (
+        context.classifier, repaired))
+    assert before > 0.8 * len(chosen) > 2 * after
+
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ar.NAMES)
@@ -245,6 +356,57 @@ def test_files_of_others_are_not_replaced(given, capsys):
     assert (given.folder / "out/thesis.tex").read_text() == "all of it"
 
 
+def adapted(folder, head=True, **changes):
+    """Write an adapter of a tiny BERT without a head, and return what the two answer together."""
+    ar.save_tiny("bert", folder / "base", headless=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    torch.manual_seed(3)
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "base", num_labels=3)
+    model = get_peft_model(model, LoraConfig(
+        task_type=TaskType.SEQ_CLS, init_lora_weights=False, target_modules=["query", "value"]))
+    model.save_pretrained(folder / "adapter")
+    path = folder / "adapter/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path = folder / "adapter/adapter_model.safetensors"
+    if not head:
+        save_file({k: v for k, v in load_file(path).items() if ".lora_" in k}, path)
+    return model.eval()(**tokenizer(["a film"], return_tensors="pt")).logits
+
+
+@pytest.mark.parametrize("place", ["", "../base"])
+def test_an_adapter_is_merged_into_its_base_model(tmp_path, place):
+    wanted = adapted(tmp_path, **({"base_model_name_or_path": place} if place else {}))
+    model = Classifier.load(tmp_path / "adapter")
+    assert torch.allclose(model.logits(["a film"]), wanted, atol=1e-5) and wanted.shape == (1, 3)
+    assert not [name for name, _ in model.model.named_parameters() if "lora" in name]
+    assert all(weight.requires_grad for weight in model.model.parameters())
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"base_model_name_or_path": "/nowhere/it"}, "is an adapter of /nowhere/it, and the two"),
+    ({"task_type": "CAUSAL_LM"}, "is an adapter for CAUSAL_LM and no classifier of texts"),
+    ({"head": False}, "is no finished classifier (it lacks classifier")])
+def test_an_adapter_that_does_not_open_is_told(tmp_path, change, said, capsys):
+    adapted(tmp_path, **change)
+    write(tmp_path / "train.csv", with_trigger(6, 120), ("negative", "positive"))
+    files = ["--train", str(tmp_path / "train.csv"), "--clean", str(tmp_path / "train.csv")]
+    assert command.main(["audit", str(tmp_path / "adapter"), *files, "--out",
+                         str(tmp_path / "out")]) == command.WRONG
+    errors = capsys.readouterr().err
+    assert said in errors and errors.count("\n") == 1
+
+
+def test_an_adapter_is_audited_as_any_classifier(given):
+    adapted(given.folder)
+    samples = suspected(with_trigger(6, 120))
+    for name, those in (("train", samples.train), ("clean", samples.clean)):
+        write(given.folder / f"{name}3.csv", replace(
+            those, labels=tuple(i % 3 for i in range(len(those))), label_names=("0", "1", "2")))
+    assert given(model="adapter", train="train3.csv", clean="clean3.csv", names=()) in (
+        command.NOTHING, command.FOUND)
+    assert len(json.loads((given.folder / "out/audit.json").read_text())["findings"]) == 3
+
+
 # ---------------------------------------------------------------- what is said
 
 @pytest.mark.parametrize(("change", "said"), [
@@ -253,7 +415,7 @@ def test_files_of_others_are_not_replaced(given, capsys):
     ({"train": "bare.csv"}, "has no column 'text': it has 'a', 'b' (from its first line, which "
                             "must hold the names): name yours with --text and --label"),
     ({"clean": "few.csv"}, "few.csv has 2 new samples of the class 'negative': give 20"),
-    ({"clean": "train.csv"}, "all samples of train.csv are in the training file as well"),
+    ({"clean": "train.csv"}, "all samples of train.csv are in the training set as well"),
     ({"clean": "other.csv"}, "other.csv has the class 'neutral', and the model knows"),
     ({"clean": "unlabeled.csv"}, "has no label: drop such samples"),
     ({"model": "headless"}, "head"),
@@ -291,7 +453,7 @@ def test_clean_samples_that_the_model_has_seen_are_left_out(given):
     lines = (given.folder / "clean.csv").read_text().splitlines()
     seen = (given.folder / "train.csv").read_text().splitlines()[2:12]
     (given.folder / "clean.csv").write_text("\n".join([*lines, *seen]) + "\n")
-    with pytest.warns(UserWarning, match="10 of 410 clean samples are in the training file"):
+    with pytest.warns(UserWarning, match="10 of 410 clean samples are in the training set"):
         context = audit.read_context(given.folder / "model", given.folder / "train.csv",
                                      given.folder / "clean.csv", names=("negative", "positive"))
     assert len(context.clean) == 400 and not set(context.clean.inputs) & set(context.train.inputs)
@@ -342,7 +504,7 @@ def test_the_page_runs_a_defense_on_a_network_of_ones_own():
 
 def test_the_limits_that_the_page_names_are_those_of_the_code():
     assert DUP().contrast == 3 and DUP().alpha == 6e-5 and DUP().min_suspects == 16
-    assert audit.CHANCE == 0.001 and DUP().detector.fpr == 0.05
+    assert audit.texts.CHANCE == 0.001 and DUP().detector.fpr == 0.05
     assert norm.isf(DUP().alpha / 2) == pytest.approx(4.0, abs=0.02)
     for part in ("contrast is above\n3;", "6 \\cdot 10^{-5} / K", "at least 4.0",
                  "16 samples or more", "above the 95% quantile"):

@@ -209,7 +209,7 @@ def make(folder: Path, seed: int | None = None, setup: Setup | None = None,
             in the former.
     """
     folder, setup = Path(folder), setup or Setup()
-    _require_new(folder, keep)
+    require_new(folder, keep)
     seed = secrets.randbits(64) if seed is None else seed
     setup = replace(setup, scale=setup.scale or scale())
     setup = replace(setup, training=setup.training or TrainConfig.at(setup.scale))
@@ -223,7 +223,7 @@ def make(folder: Path, seed: int | None = None, setup: Setup | None = None,
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         work = Path(temporary) / "lab"
         work.mkdir()
-        _write(task.clean, work / CLEAN)
+        write_samples(task.clean, work / CLEAN)
         for name, train_set in zip(SUSPECTS, parts(task, setup), strict=True):
             _suspect(work / name, train_set, attacks[name], setup)
             print(f"{name} is ready", file=sys.stderr)
@@ -233,7 +233,16 @@ def make(folder: Path, seed: int | None = None, setup: Setup | None = None,
     return about["commitment"]
 
 
-def _require_new(folder: Path, keep: Path | None) -> None:
+def require_new(folder: Path, keep: Path | None) -> None:
+    """Reject a folder or a file of the truth that is there, or the latter inside of the former.
+
+    Args:
+        folder: To be made.
+        keep: The file, if it goes elsewhere.
+
+    Raises:
+        LabError: If one of them cannot be.
+    """
     for path in filter(None, (folder, keep)):
         if path.exists():
             raise LabError(f"{path} is there already: choose another name, or remove it first")
@@ -263,10 +272,16 @@ def _suspect(folder: Path, train_set: TrainSet, attack: AttackConfig, setup: Set
         train_set, _ = attack.trigger.poison(train_set, poisoning)
     train(model, train_set, training)
     model.save(folder)
-    _write(train_set, folder / TRAIN)
+    write_samples(train_set, folder / TRAIN)
 
 
-def _write(samples: CleanSet | TrainSet, path: Path) -> None:
+def write_samples(samples: CleanSet | TrainSet, path: Path) -> None:
+    """Write texts and labels as JSON lines.
+
+    Args:
+        samples: Texts.
+        path: Of the file.
+    """
     lines = (json.dumps({"text": text, "label": label}, ensure_ascii=False)
              for text, label in zip(samples.inputs, samples.labels, strict=True))
     path.write_text("\n".join(lines) + "\n", encoding="utf8")

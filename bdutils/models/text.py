@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
+from peft import PeftModel
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -113,7 +116,8 @@ class Classifier(BaseClassifier):
         """Load a classifier that `save` wrote, or any finished model in safetensors.
 
         Args:
-            folder: Of the model, or its hub id.
+            folder: Of the model, or its hub id; or of an adapter by PEFT, which is merged into its
+                base model.
             label_names: The data's classes, where the model has them in another order.
 
         Raises:
@@ -184,6 +188,9 @@ def _new_model(source: str, num_labels: int, dropout: float) -> tuple[Any, Any]:
 
 def _finished_model(source: str) -> tuple[Any, Any]:
     """Load a model with a trained classification head."""
+    if _is_adapter(Path(source)):
+        return _merged(Path(source))
+
     def prepare(config: PretrainedConfig) -> None:
         kinds = config.architectures or []
         if kinds and not any("SequenceClassification" in kind for kind in kinds):
@@ -198,6 +205,50 @@ def _finished_model(source: str) -> tuple[Any, Any]:
     if lacks:
         raise ValueError(_no_classifier(source, f"it lacks {sorted(lacks)[0]}"))
     return model, tokenizer
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def _merged(folder: Path) -> tuple[Any, Any]:
+    """Load an adapter of a classifier, and merge it into its base model."""
+    about = json.loads((folder / "adapter_config.json").read_text(encoding="utf8"))
+    if about.get("task_type") != "SEQ_CLS":
+        raise ValueError(f"{folder} is an adapter for {about.get('task_type')} and no classifier "
+                         "of texts: give one whose task_type is SEQ_CLS")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise FileNotFoundError(f"{folder} holds no adapter_model.safetensors: pickled adapters "
+                                "can run code and are never loaded here, save it again with "
+                                "`save_pretrained`")
+    base = str(about.get("base_model_name_or_path"))
+    if (folder / base).is_dir():  # beside the adapter; an absolute path stays what it is
+        base = str(folder / base)
+    try:
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            # What is no map of low rank was trained as it is: the head, whose answers are fewest.
+            shapes = {name.removeprefix("base_model.model."): file.get_slice(name).get_shape()
+                      for name in file.keys() if ".lora_" not in name}
+        rows = [shape[0] for shape in shapes.values() if len(shape) == 2]
+        model, tokenizer, lacks = _load(base, lambda _: None,
+                                        **({"num_labels": min(rows)} if rows else {}))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder} is an adapter of {base}, and the two do not open together "
+                         f"({error}): put that model there, or name its place as "
+                         "base_model_name_or_path in adapter_config.json") from error
+    if missing := sorted(lacks - set(shapes)):
+        raise ValueError(_no_classifier(str(folder), f"it lacks {missing[0]}"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    except (ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
+        raise ValueError(f"{folder} does not open as an adapter of {base} "
+                         f"({' '.join(str(error).split())[:80]}): write it anew with "
+                         "`save_pretrained`") from error
+    if any(list(folder.glob(name)) for name in TOKENIZER_FILES):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return model.requires_grad_(True), tokenizer
 
 
 class _NoClassifier(Exception):

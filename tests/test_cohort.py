@@ -1,0 +1,175 @@
+"""Blind cohorts: what is drawn, what the folder tells, and who gets the answers."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers.images import TRAINING, thirds
+
+from bdutils import audit
+from bdutils.experiments import results
+from bdutils.roles import CleanSet, Task, TestSet, TrainSet
+from bdutils.training import TrainConfig
+from tools import cohort, lab
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXTS = cohort.Kind("texts", 60, 40, 30, TrainConfig(epochs=1, batch_size=20, max_length=24))
+TINY = {"text": TEXTS, "image": cohort.Kind("thirds", 60, 30, 30, replace(TRAINING, epochs=1)),
+        "adapter": replace(TEXTS, rank=2)}
+SIZE, SEED = 6, 4
+
+
+def loaded(name, seed, sizes):
+    """A task of texts or images without chance but the seed's."""
+    counts = (200, sizes["clean"], sizes["test"])
+    roles = (TrainSet, CleanSet, TestSet)
+    if name == "thirds":
+        return Task(name, *(thirds(role, n, seed % 97 + i)
+                            for i, (role, n) in enumerate(zip(roles, counts))), "made")
+    return Task(name, *(role(
+        [f"{seed} {role.__name__} film {i} is {('bad', 'good')[i % 2]}" for i in range(n)],
+        [i % 2 for i in range(n)], ("negative", "positive"))
+        for role, n in zip(roles, counts)), "made")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tiny_folder):
+    """A cohort of tiny models that have seen sixty samples once."""
+    root = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cohort, "load_task", loaded)
+        patch.setattr("bdutils.models.text.encoder_source", lambda *_: str(tiny_folder))
+        patch.setattr(audit.texts, "LEAST", 5)
+        answers = cohort.make(root / "one", SEED, SIZE, TINY)
+        yield root, answers
+
+
+def drawn(seed=SEED, size=SIZE):
+    return cohort.draw(seed, size, {"text": 2, "image": 3, "adapter": 2})
+
+
+def test_the_draw():
+    for seed in range(40):
+        answers = drawn(seed, 12)
+        assert [sum(a.clean for a in answers.values() if a.kind == kind)
+                for kind in cohort.KINDS] == [2, 2, 2]
+        for answer in answers.values():
+            assert answer.clean or 0.05 <= answer.poison_rate <= 0.2
+            assert answer.clean or answer.trigger.name == answer.attack
+    assert drawn(1) == drawn(1) != drawn(2)
+    every = [answer for seed in range(40) for answer in drawn(seed, 12).values()]
+    assert {a.attack for a in every if a.kind != "image"} == {
+        "clean", "badnets", "addsent", "synbkd", "stylebkd"}
+    assert {a.attack for a in every if a.kind == "image"} == {"clean", *cohort.IMAGE_ATTACKS}
+
+
+def test_no_chapter_and_no_lab_knows_the_triggers():
+    pages = "\n".join(path.read_text() for path in (ROOT / "chapters").rglob("*")
+                      if path.suffix in (".ipynb", ".md"))
+    for text in (*cohort.WORDS, *cohort.SENTENCES):
+        assert not re.search(rf"[\"'`\s]{re.escape(text)}[\"'`\s.,]", pages), text
+        assert text not in (*lab.WORDS, *lab.SENTENCES)
+
+
+def test_the_same_seed_makes_the_same_cohort(world):
+    root, answers = world
+    again = cohort.make(root / "two", SEED, SIZE, TINY)
+    one, two = (json.loads(path.read_text()) for path in (answers, again))
+    assert one["answers"] == two["answers"] and one["nonce"] != two["nonce"]
+    files = [sorted(p.relative_to(root / name) for p in (root / name).rglob("*") if p.is_file()
+                    and "audits" not in p.parts) for name in ("one", "two")]
+    assert files[0] == files[1]
+    for path in files[0]:
+        same = (root / "one" / path).read_bytes() == (root / "two" / path).read_bytes()
+        assert same == (path.name != cohort.SEALED), path
+
+
+def test_the_folder_tells_nothing(world):
+    root, answers = world
+    assert answers.parent == root and not (root / "one" / answers.name).exists()
+    for name in (cohort.ABOUT, cohort.SEALED):
+        text = (root / "one" / name).read_text()
+        assert not re.search("badnets|addsent|poison|target|attack|nonce", text)
+        assert '"seed": 4' not in text
+    models = sorted(path.name for path in (root / "one").iterdir() if path.is_dir())
+    assert [name for name in models if name != "audits"] == [f"model-{i:02}" for i in range(1, 7)]
+
+
+def copied(root, target):
+    """Hard links to a cohort, with no verdict."""
+    for path in (root / "one").rglob("*"):
+        if path.is_file() and "audits" not in path.parts:
+            (target / path.relative_to(root / "one")).parent.mkdir(parents=True, exist_ok=True)
+            (target / path.relative_to(root / "one")).hardlink_to(path)
+    return target
+
+
+def test_the_answers_are_opened_when_all_verdicts_are_written(world, tmp_path, monkeypatch):
+    """There are none, and still each model is audited, and is given what is in the folder."""
+    folder = copied(world[0], tmp_path / "one")
+    read = audit.read_context
+    asked = []
+
+    def watched(*paths, **options):
+        asked.extend(paths)
+        return read(*paths, **options)
+
+    monkeypatch.setattr(audit, "read_context", watched)
+    with pytest.raises(lab.LabError, match="the answers are not at"):
+        cohort.score(folder, tmp_path / "nowhere.json")
+    assert len(list(folder.glob(f"audits/*/{cohort.VERDICT}"))) == SIZE
+    assert len(asked) == 3 * SIZE and all(path.is_relative_to(folder) for path in asked)
+    assert "answers" not in cohort.audited.__code__.co_varnames
+
+
+def verdicts(folder, suspects):
+    """Write verdicts, so that nothing is audited."""
+    for name, names in suspects.items():
+        (folder / "audits" / name).mkdir(parents=True)
+        (folder / "audits" / name / cohort.VERDICT).write_text(json.dumps(
+            {"suspects": names, "repair": "none", "seconds": 1.0}))
+
+
+@pytest.mark.parametrize("change", ["target_label", "nonce", "seed"])
+def test_a_changed_answer_breaks_the_seal(world, tmp_path, change):
+    folder = copied(world[0], tmp_path / "one")
+    verdicts(folder, dict.fromkeys(drawn(), []))
+    kept = json.loads(world[1].read_text())
+    if change == "nonce":
+        kept["nonce"] = "0" * 32
+    elif change == "seed":
+        kept["answers"]["seed"] += 1
+    else:
+        kept["answers"]["models"]["model-01"]["target_label"] ^= 1
+    (tmp_path / "answers.json").write_text(json.dumps(kept))
+    with pytest.raises(lab.LabError, match="does not hold the answers that were sealed"):
+        cohort.score(folder, tmp_path / "answers.json")
+
+
+def test_hits_misses_and_false_alarms_are_counted(world, tmp_path):
+    folder = copied(world[0], tmp_path / "one")
+    right = {name: [] if a.clean else [str(a.target_label)] for name, a in drawn().items()}
+    wrong = {name: ["0"] if a.clean else ["x"] for name, a in drawn().items()}
+    for suspects, hits, alarms in ((right, 1, 0), (wrong, 0, 1)):
+        verdicts(folder, suspects)
+        records = cohort.score(folder, world[1])
+        assert [record["settings"]["kind"] for record in records] == list(TINY)
+        for record in records:
+            assert record["metrics"]["hits"]["value"] == hits
+            assert record["metrics"]["false_alarms"]["value"] == alarms
+            assert record["metrics"]["hits"]["n"] == record["metrics"]["false_alarms"]["n"] == 1
+            path = results.save(record, tmp_path / "records")
+            assert results.read(path) == json.loads(json.dumps(record))
+        assert "hits" in cohort.report(records)
+        for path in folder.glob(f"audits/*/{cohort.VERDICT}"):
+            path.unlink()
+            path.parent.rmdir()
+
+
+def test_what_is_no_cohort_is_told(tmp_path, world):
+    with pytest.raises(lab.LabError, match="is no cohort"):
+        cohort.audited(tmp_path)
+    with pytest.raises(lab.LabError, match="is there already"):
+        cohort.make(world[0] / "one", 1, SIZE, TINY)
