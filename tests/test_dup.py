@@ -562,7 +562,7 @@ def test_unlearning_stops_by_the_rule(monkeypatch, seen, stop, least, cycles):
     # Each entry is one of the student as it then was.
     assert observed == near([start, *cycles[1:]]) and student.weight.item() == cycles[-1]
     assert called == list(zip(observed[1:], history[1:]))
-    assert [entry[4:] for entry in history] == [((), ()), *[((c / 8,), (c / 4,))
+    assert [entry[4:6] for entry in history] == [((), ()), *[((c / 8,), (c / 4,))
                                                              for c in cycles[1:]]]
 
 
