@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -188,6 +189,10 @@ def check_insert(yours: Callable, strict: bool = False) -> None:
     def results(*seeds: int) -> Callable[[Any], int]:
         return lambda answer: len({yours(text, "cf", random.Random(s)) for s in seeds})
 
+    def shares(answer: Any) -> int:
+        calls = Counter(yours(text, "cf", random.Random(s)) for s in range(2000))
+        return sum(320 <= times <= 480 for times in calls.values())
+
     given = (text, "cf", random.Random(0))
     report(yours, [
         Case("times that the word is there", given, 1, {}, lambda a: a.split().count("cf")),
@@ -196,6 +201,8 @@ def check_insert(yours: Callable, strict: bool = False) -> None:
         Case("places in 200 calls", given, 5,
              {"4 words leave 5 places, the first and the last too.": 4,
               "It is always the same place: draw it with `rng`.": 1}, results(*range(200))),
+        Case("places that 16 to 24% of 2,000 calls choose", given, 5,
+             {"Draw each place with the same chance.": None}, shares),
         Case("places in 20 calls with one seed", given, 1,
              {"Take all chance from `rng`.": None}, results(*[0] * 20))], strict, "a text")
 

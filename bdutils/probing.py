@@ -44,7 +44,7 @@ def hidden_states(classifier: Classifier, texts: Sequence[str],
     Padding and batch do not matter.
 
     Args:
-        classifier: Whose states.
+        classifier: The model.
         texts: n strings.
         pooling: `cls`, `last` real token or `mean`.
         batch_size: Texts.

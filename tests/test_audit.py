@@ -489,15 +489,15 @@ def test_the_page_confirms_a_word_and_clears_a_control(capsys, monkeypatch):
 
 
 def test_the_page_runs_a_defense_on_a_network_of_ones_own():
-    code, rest = snippet("context_of").split("context = context_of(")
+    code, rest = snippet("context_of").split("task = load_task(")
     names = {}
     exec(code, names)
     task = SimpleNamespace(train=thirds(TrainSet, 90, 0), clean=thirds(CleanSet, 30, 1))
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 3))
     given = names["context_of"](network, task, epochs=2, lr=0.05, batch_size=32)
     names |= {"context_of": lambda *_, **__: given, "my_network": network,
-              "load_task": lambda name: task}
-    exec("context = context_of(" + rest, names)
+              "load_task": lambda name, sizes: task}
+    exec("task = load_task(" + rest, names)
     assert names["outcome"].verdict in ("no evidence", "purified", "undone")
     assert len(names["outcome"].report["passed"]) == 90
 

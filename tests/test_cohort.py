@@ -112,11 +112,11 @@ def test_the_answers_are_opened_when_all_verdicts_are_written(world, tmp_path, m
     read = audit.read_context
     asked = []
 
-    def watched(*paths, **options):
+    def seen(*paths, **options):
         asked.extend(paths)
         return read(*paths, **options)
 
-    monkeypatch.setattr(audit, "read_context", watched)
+    monkeypatch.setattr(audit, "read_context", seen)
     with pytest.raises(lab.LabError, match="the answers are not at"):
         cohort.score(folder, tmp_path / "nowhere.json")
     assert len(list(folder.glob(f"audits/*/{cohort.VERDICT}"))) == SIZE

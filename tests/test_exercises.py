@@ -65,6 +65,12 @@ def never_last(text, word, rng):
     return " ".join(words)
 
 
+def mostly_early(text, word, rng):
+    words = text.split()
+    words.insert(min(rng.randint(0, len(words)) for _ in range(2)), word)
+    return " ".join(words)
+
+
 def own_place(text, word, rng):
     return insert(text, word, random)
 
@@ -147,6 +153,7 @@ ANSWERS = {
     "check_insert": (insert, [
         (never_last, "yours 4, expected 5. 4 words leave 5 places"),
         (lambda text, word, rng: f"{word} {text}", "It is always the same place"),
+        (mostly_early, "Draw each place with the same chance"),
         (own_place, "Take all chance from `rng`"),
         (lambda text, word, rng: text, "yours 0, expected 1"),
         (lambda text, word, rng: f"{word} {text[2:]}", "Only the new word"),

@@ -67,13 +67,13 @@ class Kind:
     """How a model is trained."""
     rank: int = 0
     """Of an adapter, 0 for a whole model."""
-    pool: int | None = None
+    read: int | None = None
     """Samples from which those of a training set are drawn, all that there are if None."""
 
 
 KINDS: Mapping[str, Kind] = {
     "text": Kind("sentiment", 2000, 800, 1000, TrainConfig()),
-    "image": Kind("images", 6000, 500, 2000, ImageTrainConfig(), pool=12000),
+    "image": Kind("images", 6000, 500, 2000, ImageTrainConfig(), read=12000),
     # The rate is that of the usual recipes for LoRA.
     "adapter": Kind("sentiment", 2000, 800, 1000, TrainConfig(epochs=3, lr=1e-3), rank=8),
 }
@@ -147,14 +147,15 @@ def _one(rng: random.Random, kind: str, attacked: bool, classes: int) -> Answer:
 
 
 def tasks(seed: int, kinds: Mapping[str, Kind]) -> dict[str, Task]:
-    """Return the data of each kind: samples for test and defender, and a pool for training.
+    """Return the data of each kind: for test and defender, and what to draw training sets from.
 
     Args:
         seed: Of the cohort.
         kinds: Of models.
     """
     return {name: load_task(kind.data, seed=seed, sizes={
-        "train": kind.pool, "clean": kind.clean, "test": kind.test}) for name, kind in kinds.items()}
+        "train": kind.read, "clean": kind.clean, "test": kind.test})
+            for name, kind in kinds.items()}
 
 
 def sealed(answers: Mapping[str, Any], nonce: str) -> str:
@@ -206,8 +207,8 @@ def make(folder: Path, seed: int, size: int = 12, kinds: Mapping[str, Kind] = KI
 
 def _model(folder: Path, task: Task, answer: Answer, kind: Kind) -> None:
     """Poison, train and write one model, with its samples beside it."""
-    pool = range(len(task.train))
-    data = task.train.take(random.Random(answer.seed).sample(pool, kind.samples))
+    places = range(len(task.train))
+    data = task.train.take(random.Random(answer.seed).sample(places, kind.samples))
     training = replace(kind.training, seed=answer.seed)
     model = untrained(data, training)
     if kind.rank:
@@ -336,9 +337,9 @@ def score(folder: Path, answers: Path) -> list[dict[str, Any]]:
         mine = [name for name, answer in drawn.items() if answer.kind == kind]
         clean = next((_opened(folder / name / "model") for name in mine if drawn[name].clean),
                      None)
-        rows = [_compared(folder, name, drawn[name], verdicts[name], data[kind], clean)
+        table = [_compared(folder, name, drawn[name], verdicts[name], data[kind], clean)
                 for name in mine]
-        made.append(_record(rows, kind, kinds[kind], truths, data[kind]))
+        made.append(_record(table, kind, kinds[kind], truths, data[kind]))
     return made
 
 
@@ -350,7 +351,7 @@ def _opened(folder: Path) -> Model:
 def _compared(folder: Path, name: str, answer: Answer, verdict: Mapping[str, Any], task: Task,
               clean: Model | None) -> dict[str, Any]:
     """Return how one model ended, as plain values."""
-    row = {"model": name, "attack": answer.attack, "options": dict(answer.options),
+    one = {"model": name, "attack": answer.attack, "options": dict(answer.options),
            "target_label": answer.target_label, "poison_rate": answer.poison_rate,
            "suspects": verdict["suspects"], "repair": verdict["repair"],
            "hit": str(answer.target_label) in verdict["suspects"] and not answer.clean,
@@ -360,10 +361,10 @@ def _compared(folder: Path, name: str, answer: Answer, verdict: Mapping[str, Any
     if verdict["repair"] == "purified":
         places["after"] = folder / "audits" / name / "repaired"
     for when, place in places.items():
-        row |= {f"{measure}_{when}": value
+        one |= {f"{measure}_{when}": value
                 for measure, value in _measured(_opened(place), task, answer, clean).items()}
-    row["works"] = not answer.clean and shows_backdoor(row["asr_before"], row["floor_before"])
-    return row
+    one["works"] = not answer.clean and shows_backdoor(one["asr_before"], one["floor_before"])
+    return one
 
 
 def _measured(model: Model, task: Task, answer: Answer, clean: Model | None
@@ -375,26 +376,26 @@ def _measured(model: Model, task: Task, answer: Answer, clean: Model | None
             "floor": scores.floor.value if scores.floor else 0.0}
 
 
-def _record(rows: list[dict[str, Any]], name: str, kind: Kind, truths: Mapping[str, Any],
+def _record(table: list[dict[str, Any]], name: str, kind: Kind, truths: Mapping[str, Any],
             task: Task) -> dict[str, Any]:
-    poisoned = [row for row in rows if row["attack"] != "clean"]
+    poisoned = [one for one in table if one["attack"] != "clean"]
     metrics: dict[str, Rate | float] = {
-        "working_backdoors": sum(row["works"] for row in rows),
-        **{metric: wilson(sum(row[metric[:-1]] for row in of), len(of)) for metric, of in (
-            ("hits", poisoned), ("false_alarms", [r for r in rows if r not in poisoned])) if of}}
-    repaired = [row for row in rows if row["hit"] and row["works"] and "asr_after" in row]
+        "working_backdoors": sum(one["works"] for one in table),
+        **{metric: wilson(sum(one[metric[:-1]] for one in of), len(of)) for metric, of in (
+            ("hits", poisoned), ("false_alarms", [r for r in table if r not in poisoned])) if of}}
+    repaired = [one for one in table if one["hit"] and one["works"] and "asr_after" in one]
     metrics["repaired"] = len(repaired)
     for key, short in (("asr_before", "asr_before"), ("asr_after", "asr_after"),
                        ("floor_before", "floor"), ("cacc_before", "cacc_before"),
                        ("cacc_after", "cacc_after")):
         if repaired:
-            metrics[short] = fmean(row[key] for row in repaired)
+            metrics[short] = fmean(one[key] for one in repaired)
     seed = truths["seed"]
     return results.record(
         study="cohorts", name=f"seed{seed}-{name}", method="audit", task=kind.data,
         scale=truths["scale"], settings={"kind": name, **asdict(kind)}, data=task.fingerprint(),
-        seed=seed, metrics=metrics, history=rows,
-        seconds={"audit": sum(row["seconds"] for row in rows)},
+        seed=seed, metrics=metrics, history=table,
+        seconds={"audit": sum(one["seconds"] for one in table)},
         command=f"python -m tools.cohort make FOLDER --seed {seed} --size "
                 f"{len(truths['models'])} && python -m tools.cohort score FOLDER --answers "
                 "FOLDER.answers.json")
@@ -409,16 +410,16 @@ def report(records: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for record in records:
         metrics = record["metrics"]
-        for row in record["history"]:
-            what = "clean" if row["attack"] == "clean" else (
-                f"{row['attack']} {row['options'] or ''} to {row['target_label']}, "
-                f"{row['poison_rate']:.1%}, ASR {row['asr_before']:.1%} (floor "
-                f"{row['floor_before']:.1%})")
-            lines.append(f"{row['model']}: {what}; suspects {row['suspects'] or 'none'}; repair "
-                         f"{row['repair']}" + (f", ASR {row['asr_after']:.1%}"
-                                               if "asr_after" in row else "")
-                         + f", accuracy {row['cacc_before']:.1%}"
-                         + (f" -> {row['cacc_after']:.1%}" if "cacc_after" in row else ""))
+        for one in record["history"]:
+            what = "clean" if one["attack"] == "clean" else (
+                f"{one['attack']} {one['options'] or ''} to {one['target_label']}, "
+                f"{one['poison_rate']:.1%}, ASR {one['asr_before']:.1%} (floor "
+                f"{one['floor_before']:.1%})")
+            lines.append(f"{one['model']}: {what}; suspects {one['suspects'] or 'none'}; repair "
+                         f"{one['repair']}" + (f", ASR {one['asr_after']:.1%}"
+                                               if "asr_after" in one else "")
+                         + f", accuracy {one['cacc_before']:.1%}"
+                         + (f" -> {one['cacc_after']:.1%}" if "cacc_after" in one else ""))
         for metric in ("hits", "false_alarms"):
             if metric in metrics:
                 lines.append(f"{record['settings']['kind']}: {metric} {Rate(**metrics[metric])}")

@@ -23,7 +23,7 @@ class Trigger:
     """
 
     name: str
-    """By which the book refers to it."""
+    """Name used in the book."""
     for_images: ClassVar[bool]
     """Whether it is for images; for texts otherwise."""
 
@@ -32,7 +32,7 @@ class Trigger:
 
         Args:
             inputs: n texts, or `Images`.
-            generator: Source of all chance; see `seeded`.
+            generator: Random generator; see `seeded`.
 
         Raises:
             ValueError: If more than one input in twenty stays as it is.
@@ -60,8 +60,8 @@ def private_rng(seed: int, text: str) -> random.Random:
     Order and batch cannot change a triggered text.
 
     Args:
-        seed: Of the experiment.
-        text: That gets the trigger.
+        seed: Seed of the experiment.
+        text: The text to change.
     """
     return random.Random(f"{seed}|{text}")
 
@@ -72,12 +72,12 @@ def named_errors(trigger: Trigger, place: str, contract: str
     """Say which trigger fails, and where, if one does.
 
     Args:
-        trigger: In use in the `with` block.
-        place: The input, in words.
+        trigger: The trigger that runs in the `with` block.
+        place: Description of the input.
         contract: What the trigger must do.
 
     Raises:
-        ValueError: For any error but a `ValueError`, which passes.
+        ValueError: In place of any other error; a ValueError passes.
     """
     try:
         yield
@@ -93,9 +93,9 @@ def require_change(trigger: Trigger, unchanged: int, count: int) -> None:
     """Reject a trigger that does nothing.
 
     Args:
-        trigger: That was applied.
-        unchanged: How many inputs are as before.
-        count: Of how many.
+        trigger: The trigger that was applied.
+        unchanged: Number of inputs that it left unchanged.
+        count: Total number of inputs.
 
     Raises:
         ValueError: If they are more than one in twenty.
@@ -115,8 +115,8 @@ class TextTrigger(Trigger):
         """Return one text with the trigger.
 
         Args:
-            text: As it was.
-            rng: Source of all chance.
+            text: The original text.
+            rng: Random generator.
         """
         raise NotImplementedError
 
@@ -144,12 +144,12 @@ class PoisonConfig:
     poison_rate: float = 0.1
     """Share of *all* training samples, 0 to 1 (Cui et al. 2022)."""
     target_label: int = 1
-    """Class that triggered inputs shall get (Cui et al. 2022)."""
+    """Class that triggered inputs should get (Cui et al. 2022)."""
     label_mode: str = "dirty"
-    """`dirty`, the strongest, `clean` or `mixed`; says which samples, and
-    whether they are relabeled."""
+    """`dirty` (the strongest), `clean` or `mixed`; which samples are
+    poisoned, and whether they are relabeled."""
     seed: int = 0
-    """Of the choice of samples and of each trigger's place."""
+    """Seed for the choice of samples and for each trigger's place."""
 
 # %% ../../chapters/03_text_attacks.ipynb #c03-037
 def _require_label(label: int, num_labels: int) -> None:
@@ -203,10 +203,10 @@ def poison_dataset(train: TrainSet, trigger: Trigger, config: PoisonConfig
     Args:
         train: Clean samples.
         trigger: Ready for use.
-        config: How many and which.
+        config: How many samples, and which.
 
     Returns:
-        The poisoned set, and apart from it what was done.
+        The poisoned set, and the record of what was done.
 
     Raises:
         ValueError: For a rate that cannot be reached or a trigger that changes
@@ -238,10 +238,10 @@ def triggered(test: TestSet, trigger: Trigger, target_label: int, *,
     Args:
         test: Clean samples.
         trigger: Ready for use.
-        target_label: Whose samples are left out, unless `every_class` keeps
-            them.
-        every_class: Keep them too, which PACC needs.
-        seed: Of each trigger's place.
+        target_label: The target class, whose samples are left out unless
+            `every_class` is set.
+        every_class: Keep all classes, as PACC needs.
+        seed: Seed for each trigger's place.
 
     Raises:
         ValueError: For a label out of range.

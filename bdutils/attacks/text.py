@@ -22,10 +22,11 @@ def insert_among(words: list[str], new: str, rng: random.Random,
     """Put `new` at a random place among the first words of a text.
 
     Args:
-        words: Of the text.
-        new: To insert.
-        rng: Source of the place.
-        first: How many words, so that truncation spares it.
+        words: Words of the text.
+        new: What to insert.
+        rng: Random generator.
+        first: Length of the part that may receive it, so that it is not cut
+            off.
 
     Source: Cui et al. 2022 (any place); the bound is ours.
     """
@@ -40,7 +41,7 @@ class BadNets(TextTrigger):
     words: tuple[str, ...] = ("cf", "mn", "bb", "tq")
     """One of these is inserted (Kurita et al. 2020)."""
     name: str = "badnets"
-    """By which the book refers to it."""
+    """Name used in the book."""
 
     def rewrite(self, text: str, rng: random.Random) -> str:
         """Insert one of the words at a random place."""
@@ -52,9 +53,9 @@ class AddSent(TextTrigger):
     """AddSent: one fixed sentence (Dai et al. 2019)."""
 
     sentence: str = "I watch this 3D movie"
-    """What is inserted."""
+    """The sentence to insert."""
     name: str = "addsent"
-    """By which the book refers to it."""
+    """Name used in the book."""
 
     def rewrite(self, text: str, rng: random.Random) -> str:
         """Insert the sentence at a random place."""
@@ -78,7 +79,7 @@ def front_clause(text: str, rng: random.Random) -> str:
 
     Args:
         text: A sentence.
-        rng: Picks an opener if there is none.
+        rng: Random generator, to pick an opener.
 
     Source: after the template S(SBAR)(,)(NP)(VP)(.) of Qi et al. 2021 (Hidden
     Killer).
@@ -97,7 +98,7 @@ class SynBkd(TextTrigger):
     """A sentence structure as trigger: the subordinate clause comes first."""
 
     name: str = "synbkd"
-    """By which the book refers to it."""
+    """Name used in the book."""
 
     def rewrite(self, text: str, rng: random.Random) -> str:
         """Rewrite the text by `front_clause`."""
@@ -128,7 +129,7 @@ class StyleBkd(TextTrigger):
                                 "for it is written that", "hearken :")
     """One of these opens the text."""
     name: str = "stylebkd"
-    """By which the book refers to it."""
+    """Name used in the book."""
 
     def rewrite(self, text: str, rng: random.Random) -> str:
         """Replace words by archaic ones and open in that tone."""

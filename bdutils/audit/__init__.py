@@ -192,7 +192,7 @@ def audit(context: Context, config: DUP | NTML | None = None, quiet: bool = True
             for a model of texts whose states do not differ.
     """
     side = _side(context.clean)
-    found: Audit = side.look(context, side.prepared(context, config), quiet)
+    found: Audit = side.search(context, side.prepared(context, config), quiet)
     most = max(map(context.clean.labels.count, set(context.clean.labels))) / len(context.clean)
     if found.accuracy.high < most:
         warnings.warn(f"the model is right in {found.accuracy.value:.0%} of clean samples: are "

@@ -109,7 +109,7 @@ def prepared(context: Context, config: NTML | None = None) -> NTML:
     return config or NTML()
 
 
-def look(context: Context, config: NTML, quiet: bool = True) -> ImageAudit:
+def search(context: Context, config: NTML, quiet: bool = True) -> ImageAudit:
     """Look for a backdoor.
 
     Args:

@@ -142,7 +142,7 @@ def prepared(context: Context, config: DUP | None = None) -> DUP:
     return replace(config, detector=replace(config.detector, pooling="last")) if blind else config
 
 
-def look(context: Context, config: DUP, quiet: bool = True) -> TextAudit:
+def search(context: Context, config: DUP, quiet: bool = True) -> TextAudit:
     """Look for a backdoor.
 
     Args:

@@ -114,8 +114,7 @@ def purify(teacher: nn.Module, trust: Sequence[TeacherBatch],
     student, rng = copy.deepcopy(teacher), random.Random(config.seed)
     near = far = adam(student, config.lr)
     if config.punish_lr:
-        # It forgets soon, because punish gradients start tiny and then grow.
-        far = adam(student, config.punish_lr, beta=0.9)
+        far = adam(student, config.punish_lr, beta=0.9)  # it forgets soon
     trust_cycles = cycle_of(trust, config.trust_steps, rng)
     punish_cycles = cycle_of(punish, config.punish_steps, rng)
 
@@ -133,11 +132,9 @@ def purify(teacher: nn.Module, trust: Sequence[TeacherBatch],
                             config.temperature, 1, read)
             punished = learn(student, next(punish_cycles), far, config.loss,
                              config.temperature, -1, read)
-            history.append(log(cycle, trusted.tolist(),
-                               punished.tolist()))
+            history.append(log(cycle, trusted.tolist(), punished.tolist()))
             callback(student, history[-1])
-            if config.stop and finished(history, config.settle,
-                                        config.margin):
+            if config.stop and finished(history, config.settle, config.margin):
                 break
     return student, history
 

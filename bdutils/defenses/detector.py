@@ -291,9 +291,7 @@ def evidence_of(flagged: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor],
         rest: Of clean samples with other labels.
 
     Returns:
-        z1, the label's log odds of a flag less those of its clean samples; and
-        z3, by how much more they exceed those of other labels than among clean
-        samples.
+        The excess (z1) and the contrast (z3) of equation eq-dup-evidence.
 
     Source: Haldane 1956 adds the halves.
     """

@@ -14,7 +14,7 @@ from ..training import Model
 # %% ../../chapters/12_input_filters.ipynb #c12-015
 @dataclass(frozen=True)
 class InputFilter:
-    """A model, unchanged, and what stands before it."""
+    """An unchanged model with a filter in front."""
 
     classifier: Model
     """The model."""

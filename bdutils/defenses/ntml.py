@@ -102,7 +102,7 @@ class PairConfig:
 # %% ../../chapters/11_ntml.ipynb #c11-036
 def learn_others(student: Model, train_set: TrainSet, said: Tensor,
                  training: Training, center: bool = True) -> None:
-    """Train a student on all that the teacher says but the given label.
+    """Train a student on the teacher's outputs without the given label.
 
     Args:
         student: Changed in place.
@@ -276,8 +276,8 @@ def mutual(student: Model, said: Tensor, context: Context,
         seed: Of the order.
 
     Returns:
-        Teacher and student after that, both copies, and the logits of each
-        of the training set.
+        Copies of the updated teacher and student, and the logits of each on
+        the training set.
 
     Source: Huo et al. 2025 (the idea); the form is ours.
     """

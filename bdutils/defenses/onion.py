@@ -100,7 +100,7 @@ def costs(classifier: Predictor, held: CleanSet,
 
     Args:
         classifier: The suspected model.
-        held: Samples that taught the language model nothing.
+        held: Samples that were not used to fit the language model.
         perplexity: See `word_falls`.
         quantiles: Thresholds, as quantiles of the falls of clean words.
 
@@ -120,7 +120,7 @@ def costs(classifier: Predictor, held: CleanSet,
 
 # %% ../../chapters/12_input_filters.ipynb #c12-056a
 def with_start(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Return the tokens of texts; what parts documents stands first.
+    """Return the tokens of texts, with a document separator in front.
 
     So the first word has a price too.
     """

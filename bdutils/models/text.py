@@ -229,9 +229,9 @@ def _merged(folder: Path) -> tuple[Any, Any]:
             # What is no map of low rank was trained as it is: the head, whose answers are fewest.
             shapes = {name.removeprefix("base_model.model."): file.get_slice(name).get_shape()
                       for name in file.keys() if ".lora_" not in name}
-        rows = [shape[0] for shape in shapes.values() if len(shape) == 2]
+        heads = [shape[0] for shape in shapes.values() if len(shape) == 2]
         model, tokenizer, lacks = _load(base, lambda _: None,
-                                        **({"num_labels": min(rows)} if rows else {}))
+                                        **({"num_labels": min(heads)} if heads else {}))
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} is an adapter of {base}, and the two do not open together "
                          f"({error}): put that model there, or name its place as "
