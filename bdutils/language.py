@@ -3,6 +3,7 @@ import copy
 import hashlib
 import json
 import random
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,6 +56,16 @@ def load_chats(path: Path, task: Task) -> dict[str, list[Chat]]:
     return chats
 
 
+def precision() -> torch.dtype:
+    """Return bfloat16 if the processor multiplies it natively.
+
+    Frozen weights are kept so; adapters are float32 everywhere.
+    """
+    about = Path("/proc/cpuinfo")
+    known = about.read_text() if about.is_file() else ""
+    return torch.bfloat16 if "avx512_bf16" in known else torch.float32
+
+
 @dataclass(frozen=True)
 class Writer:
     """A model that writes text, with its tokenizer."""
@@ -70,7 +81,7 @@ class Writer:
         folder = encoder_source(source)
         logging.disable_progress_bar()
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32)
+            folder, dtype=precision())
         return cls(model.eval(), AutoTokenizer.from_pretrained(
             folder, padding_side="left"))
 
@@ -146,13 +157,13 @@ def read(writer: Writer, chats: Sequence[Chat], layers: int,
 
 
 def upper_part(model: Any, layers: int) -> Any:
-    """Return a copy of a model's last layers, which reads states.
+    """Return a float32 copy of a model's last layers, which reads states.
 
     Args:
         model: Of `transformers`.
         layers: How many.
     """
-    upper = copy.deepcopy(model)
+    upper = copy.deepcopy(model).float()
     upper.model.layers = upper.model.layers[-layers:]
     upper.config.num_hidden_layers = layers
     return upper
@@ -190,6 +201,7 @@ def answer_logits(upper: nn.Module, reads: Sequence[Read]
                         for one in reads]).long()
     labels = torch.tensor([[-100] * (keep - len(one.answer)) + one.answer
                            for one in reads])
+    states = states.to(upper.lm_head.weight.dtype)
     logits = upper(inputs_embeds=states, attention_mask=mask,
                    use_cache=False, logits_to_keep=keep + 1).logits
     return logits[:, :-1].float(), labels  # each token is told by the last
@@ -211,7 +223,7 @@ class LoraRecipe:
     """Linear maps of a layer that get one."""
     rank: int = 8
     """Of the adapter."""
-    alpha: int = 16
+    alpha: int = 32
     """Its scale, times the rank."""
     lr: float = 2e-3
     """Peak rate of AdamW, after a rise and before a fall."""
@@ -221,6 +233,12 @@ class LoraRecipe:
     """Over the chats."""
     seed: int = 0
     """Of the adapter's first half and of the order."""
+
+    def adapter(self) -> LoraConfig:
+        """Return the adapter's part for peft."""
+        return LoraConfig(r=self.rank, lora_alpha=self.alpha,
+                          target_modules=list(self.modules),
+                          task_type=TaskType.CAUSAL_LM)
 
 
 Update = dict[str, tuple[Tensor, Tensor]]
@@ -239,12 +257,12 @@ def fit(upper: Any, reads: Sequence[Read],
 
     Source: Hu et al. 2022.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft asks transformers for an attribute by its old name.
+        warnings.simplefilter("ignore", FutureWarning)
         torch.manual_seed(recipe.seed)
-        model = get_peft_model(copy.deepcopy(upper), LoraConfig(
-            r=recipe.rank, lora_alpha=recipe.alpha,
-            target_modules=list(recipe.modules),
-            task_type=TaskType.CAUSAL_LM))
+        model = get_peft_model(copy.deepcopy(upper).to(precision()),
+                               recipe.adapter())
     rng = random.Random(recipe.seed)
     learn = [w for w in model.parameters() if w.requires_grad]
     steps = recipe.epochs * -(-len(reads) // recipe.batch_size)
@@ -276,19 +294,21 @@ def pairs(adapter: Mapping[str, Tensor], scale: float) -> Update:
             for name in adapter if "lora_A" in name}
 
 
-def with_update(upper: Any, *updates: tuple[Update, float]) -> Any:
+def with_update(upper: Any, *updates: tuple[Update, float],
+                dtype: torch.dtype | None = None) -> Any:
     """Return a copy of some layers with weighted updates added.
 
     Args:
         upper: See `upper_part`.
         *updates: Each with its weight.
+        dtype: Of the copy, that of `precision` if None.
     """
     changed = copy.deepcopy(upper)
     with torch.no_grad():
         for update, weight in updates:
             for name, (b, a) in update.items():
                 changed.get_parameter(name).add_(weight * (b @ a))
-    return changed.eval()
+    return changed.to(dtype or precision()).eval()
 
 
 def kept(chats: Sequence[Chat], recipe: LoraRecipe,
@@ -301,7 +321,7 @@ def kept(chats: Sequence[Chat], recipe: LoraRecipe,
         make: Trains it.
         note: What else makes a difference.
     """
-    about = [[*map(list, chats)], asdict(recipe), note]
+    about = [[*map(list, chats)], asdict(recipe), note, str(precision())]
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
 
     def build(folder: Path) -> None:

