@@ -6,5 +6,5 @@ setup(
     packages=[*find_packages(include=["bdutils*"]), "bdutils._data"],
     package_dir={"bdutils._data": "data"},
     package_data={"bdutils": ["templates/*.j2"],
-                  "bdutils._data": ["reported.json", "results/*/*.json"]},
+                  "bdutils._data": ["reported.json", "chat.jsonl", "results/*/*.json"]},
 )

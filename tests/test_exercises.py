@@ -134,6 +134,12 @@ def entropy(p):
     return -torch.special.xlogy(p, p).sum(2).mean(1)
 
 
+def answer_loss(logits, ids, answer, shift=1, reduction="mean"):
+    ids = torch.tensor(ids)
+    return F.cross_entropy(logits[len(ids) - answer - shift:len(ids) - shift], ids[-answer:],
+                           reduction=reduction)
+
+
 # For each check a right answer, and wrong ones with a part of what must be said of them.
 ANSWERS = {
     "check_poison": (poison, [
@@ -210,6 +216,12 @@ ANSWERS = {
         (lambda p: entropy(p.mean(1, keepdim=True)), "the entropy of each copy"),
         (lambda p: -(p * p.log()).sum(2).mean(1), "0 ln 0 counts as 0"),
         (lambda p: entropy(p).mean(), "yours has one number, expected numbers of shape (2,)")]),
+    "check_answer_loss": (answer_loss, [
+        (lambda *x: answer_loss(*x, shift=0), "shift by one"),
+        (lambda z, ids, n: answer_loss(z, ids, len(ids) - 1), "Leave the prompt out"),
+        (lambda *x: answer_loss(*x, reduction="sum"), "not the sum"),
+        (lambda *x: -answer_loss(*x), "minus the log"),
+        (lambda *x: answer_loss(*x).item(), "keeps its gradient")]),
     "check_distance": (lambda asr, floor: abs(asr - floor), [
         (lambda asr, floor: asr - floor, "yours -8, expected 8. Below the floor counts"),
         (lambda asr, floor: max(0, asr - floor), "yours 0, expected 8. Below the floor is"),
