@@ -77,7 +77,7 @@ def named_errors(trigger: Trigger, place: str, contract: str
         contract: What the trigger must do.
 
     Raises:
-        ValueError: In place of any other error; a ValueError passes.
+        ValueError: For any error in the block, with the name of the trigger.
     """
     try:
         yield
