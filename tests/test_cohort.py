@@ -10,6 +10,7 @@ from helpers.images import TRAINING, thirds
 
 from bdutils import audit
 from bdutils.experiments import results
+from bdutils.metrics import wilson
 from bdutils.roles import CleanSet, Task, TestSet, TrainSet
 from bdutils.training import TrainConfig
 from tools import cohort, lab
@@ -166,6 +167,28 @@ def test_hits_misses_and_false_alarms_are_counted(world, tmp_path):
         for path in folder.glob(f"audits/*/{cohort.VERDICT}"):
             path.unlink()
             path.parent.rmdir()
+
+
+def test_a_hit_is_repaired_and_measured_again(world, tmp_path, monkeypatch):
+    """With an audit that names each label, and a repair that gives back another model."""
+    folder, look = copied(world[0], tmp_path / "one"), audit.audit
+
+    def names_all(context):
+        found = look(context)
+        return replace(found, findings=tuple(replace(f, suspect=True) for f in found.findings))
+
+    rate = wilson(1, 2)
+    monkeypatch.setattr(audit, "audit", names_all)
+    monkeypatch.setattr(cohort, "shows_backdoor", lambda *_: True)
+    monkeypatch.setattr(audit, "repair", lambda context: (context.classifier, {
+        "verdict": "purified", "method": "one", "opened": "it", "before": rate, "after": rate,
+        "suspects": 2, "agreement": rate}))
+    for record in cohort.score(folder, world[1]):
+        metrics, rows = record["metrics"], record["history"]
+        assert metrics["hits"]["value"] == metrics["false_alarms"]["value"] == 1
+        assert metrics["repaired"] == 1 and metrics["asr_after"] == metrics["asr_before"]
+        assert all(row["cacc_after"] == row["cacc_before"] for row in rows)
+        assert "repair purified, ASR" in cohort.report([record])
 
 
 def test_what_is_no_cohort_is_told(tmp_path, world):
