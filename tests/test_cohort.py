@@ -87,6 +87,26 @@ def test_the_same_seed_makes_the_same_cohort(world):
         assert same == (path.name != cohort.SEALED), path
 
 
+def test_an_interrupted_run_goes_on(world, monkeypatch):
+    made, work = [], cohort._model
+
+    def stopped(folder, *rest):
+        made.append(folder.name)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        work(folder, *rest)
+
+    monkeypatch.setattr(cohort, "_model", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        cohort.make(world[0] / "three", SEED, SIZE, TINY)
+    assert not (world[0] / "three").exists()
+    cohort.make(world[0] / "three", SEED, SIZE, TINY)
+    names = [f"model-{i:02}" for i in range(1, 7)]
+    assert made == [*names[:3], *names[2:]]
+    assert {path.name for path in (world[0] / "three").iterdir()} == {
+        *names, cohort.ABOUT, cohort.SEALED}
+
+
 def test_the_folder_tells_nothing(world):
     root, answers = world
     assert answers.parent == root and not (root / "one" / answers.name).exists()

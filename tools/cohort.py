@@ -187,21 +187,22 @@ def make(folder: Path, seed: int, size: int = 12, kinds: Mapping[str, Kind] = KI
         name: asdict(answer) for name, answer in drawn.items()}}
     answers, nonce = json.loads(json.dumps(answers)), secrets.token_hex(16)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # In a folder of its own until all is there: a cohort that was interrupted is none.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        work = Path(temporary) / "cohort"
-        for name, answer in drawn.items():
-            _model(work / name, data[answer.kind], answer, kinds[answer.kind])
+    # In a folder of its own until all is there; what an interrupted run has made is used again.
+    work = folder.with_name(f".{folder.name}.seed{seed}-{size}")
+    for name, answer in drawn.items():
+        if not (work / name).is_dir():
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as temporary:
+                _model(Path(temporary) / name, data[answer.kind], answer, kinds[answer.kind])
+                work.mkdir(exist_ok=True)
+                (Path(temporary) / name).rename(work / name)
             print(f"{name} is ready", file=sys.stderr)
-        (work / ABOUT).write_text(json.dumps({
-            "models": {name: answer.kind for name, answer in drawn.items()},
-            "kinds": {name: asdict(kind) for name, kind in kinds.items()}}, indent=1),
-            encoding="utf8")
-        (work / SEALED).write_text(json.dumps({"sha256": sealed(answers, nonce)}),
-                                   encoding="utf8")
-        keep.write_text(json.dumps({"nonce": nonce, "answers": answers}, indent=1),
-                        encoding="utf8")
-        work.rename(folder)
+    (work / ABOUT).write_text(json.dumps({
+        "models": {name: answer.kind for name, answer in drawn.items()},
+        "kinds": {name: asdict(kind) for name, kind in kinds.items()}}, indent=1),
+        encoding="utf8")
+    (work / SEALED).write_text(json.dumps({"sha256": sealed(answers, nonce)}), encoding="utf8")
+    keep.write_text(json.dumps({"nonce": nonce, "answers": answers}, indent=1), encoding="utf8")
+    work.rename(folder)
     return keep
 
 
