@@ -85,5 +85,8 @@ def test_a_record_says_where_it_is():
     assert isinstance(results.FOLDER, Path)
     for path in RECORDS:
         record = results.read(path)
-        if record["study"] not in ("throughput", "cohorts"):
+        script = re.match(r"python (benchmarks/\w+\.py)", record["command"])
+        if script:
+            assert (results.FOLDER.parent.parent / script[1]).is_file()
+        elif record["study"] not in ("throughput", "cohorts"):
             assert f"{record['study']} --only {record['name']}" in record["command"]
