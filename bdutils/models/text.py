@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from transformers import (
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
+    modeling_gguf_pytorch_utils,
 )
 from transformers.utils import logging
 
@@ -343,12 +345,17 @@ def _initialize(model: PreTrainedModel, part: torch.nn.Module) -> None:
 def _from_gguf(folder: Path) -> None:
     """Write the decoder as everything else here is kept; its weights stay rounded to 4 bits."""
     source = {"pretrained_model_name_or_path": str(asset("smollm2")), "gguf_file": "smollm2.gguf"}
+    logging.disable_progress_bar()
+    bar = modeling_gguf_pytorch_utils.tqdm  # the reader's own, which would stand in a page
+    modeling_gguf_pytorch_utils.tqdm = partial(bar, disable=True)
     try:
         rounded = AutoModel.from_pretrained(**source, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**source)
     except ImportError as error:
         raise AssetError("the packed weights of SmolLM2 need a reader: run `pip install gguf`"
                          ) from error
+    finally:
+        modeling_gguf_pytorch_utils.tqdm = bar
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     config = type(rounded.config)(**{
         name: value for name, value in rounded.config.to_dict().items()
