@@ -191,10 +191,10 @@ def test_hits_misses_and_false_alarms_are_counted(world, tmp_path):
 
 def test_a_hit_is_repaired_and_measured_again(world, tmp_path, monkeypatch):
     """With an audit that names each label, and a repair that gives back another model."""
-    folder, look = copied(world[0], tmp_path / "one"), audit.audit
+    folder, real = copied(world[0], tmp_path / "one"), audit.audit
 
     def names_all(context):
-        found = look(context)
+        found = real(context)
         return replace(found, findings=tuple(replace(f, suspect=True) for f in found.findings))
 
     rate = wilson(1, 2)
@@ -204,10 +204,10 @@ def test_a_hit_is_repaired_and_measured_again(world, tmp_path, monkeypatch):
         "verdict": "purified", "method": "one", "opened": "it", "before": rate, "after": rate,
         "suspects": 2, "agreement": rate}))
     for record in cohort.score(folder, world[1]):
-        metrics, rows = record["metrics"], record["history"]
+        metrics, models = record["metrics"], record["history"]
         assert metrics["hits"]["value"] == metrics["false_alarms"]["value"] == 1
         assert metrics["repaired"] == 1 and metrics["asr_after"] == metrics["asr_before"]
-        assert all(row["cacc_after"] == row["cacc_before"] for row in rows)
+        assert all(model["cacc_after"] == model["cacc_before"] for model in models)
         assert "repair purified, ASR" in cohort.report([record])
 
 
