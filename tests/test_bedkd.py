@@ -46,6 +46,7 @@ from bdutils.defenses.mapping import (
     scan,
     teacher_batches,
 )
+from bdutils.experiments import results
 from bdutils.roles import CleanSet, TrainSet
 
 # ---------------------------------------------------------------- the loss
@@ -1407,3 +1408,27 @@ def test_the_optimizer_is_plain_adam(linear):
     assert type(plain) is torch.optim.Adam and plain.defaults["weight_decay"] == 0
     assert [group["lr"] for group in plain.param_groups] == [3e-5]
     assert plain.defaults["betas"] == (0.9, 0.999) and short.defaults["betas"] == (0.9, 0.9)
+
+
+def test_what_chapter_6_says_of_its_runs_is_what_the_records_say():
+    """The numbers that its text counts by hand; chapter 5's, of the same runs, as well."""
+    runs = {(run["method"], run["seed"]): run for run in results.load("bedkd")
+            if run["method"] != "clean"}
+    points = {key: {name: 100 * results.value(run, name) for name in (
+        "asr", "floor", "pacc", "clean_pacc", "cacc", "cacc_before", "tpr", "fpr")}
+        for key, run in runs.items()}
+    above = {key: p["asr"] - p["floor"] for key, p in points.items()}
+    assert len(above) == 12 and min(above.values()) > -5
+    far = {key for key, distance in above.items() if distance > 5}
+    assert far == {("badnets", 2), ("stylebkd", 1), ("stylebkd", 2), ("synbkd", 2)}
+    assert {round(above[key]) for key in far} <= set(range(9, 14))
+    floors = {name: sum(points[name, seed]["floor"] for seed in range(3)) / 3 for name, _ in far}
+    assert {round(points[key]["asr"] - floors[key[0]]) for key in far} <= set(range(6, 12))
+    assert {key for key, p in points.items() if p["clean_pacc"] - p["pacc"] > 5} == {
+        ("stylebkd", 1)}
+    assert all(p["cacc"] >= p["cacc_before"] for p in points.values())
+    back = [results.value(run, "share") for run in runs.values()]
+    assert sorted(round(100 * share) for share in back if share < 1) == [83, 86, 87, 91, 93, 98]
+    assert max(results.value(run, "chance") for run in runs.values()) < 1e-7
+    easy = [p for (name, _), p in points.items() if name in ("badnets", "addsent")]
+    assert min(p["tpr"] for p in easy) > 94 and max(p["fpr"] for p in easy) < 1.25
