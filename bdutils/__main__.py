@@ -52,6 +52,7 @@ def run(given: argparse.Namespace) -> int:
         The exit status.
     """
     from . import audit
+    from .data.image import image_paths
 
     report = given.out / "report" if given.repair else given.out
     audit.require_ours(given.out)
@@ -64,7 +65,9 @@ def run(given: argparse.Namespace) -> int:
         audit.write_model(model, about, given.out, given.model)
         print(f"{about['verdict']}: accuracy on clean samples {about['before'].value:.1%} before, "
               f"{about['after'].value:.1%} after; the model is in {given.out}")
-    page = audit.write_report(found, context, report, given.model)
+    train = Path(given.train)
+    files = image_paths(train) if train.is_dir() else ()
+    page = audit.write_report(found, context, report, given.model, files)
     print(f"The report is {page}")
     return FOUND if found.suspects else NOTHING
 

@@ -25,7 +25,7 @@ from bdutils import set_seed
 from bdutils.assets import entry
 from bdutils.attacks.language import Planted, near_misses
 from bdutils.data import load_task
-from bdutils.defenses.language import repeated, spread, unlearning_loss
+from bdutils.defenses.language import chances, repeated, spread, unlearning_loss
 from bdutils.experiments import results
 from bdutils.language import (
     Chat,
@@ -207,7 +207,9 @@ def cohort(lab: Lab, seeds: tuple[int, ...]) -> None:
                 if made:
                     continue
                 chats = random.Random(100 + seed).sample(lab.train + lab.more, 200 + count)
-                made["spread"] = spread(lab.fitted(chats, replace(lab.recipe, seed=seed)))
+                update = lab.fitted(chats, replace(lab.recipe, seed=seed))
+                made |= lab.measured(with_update(lab.upper, (update, 1.0)))
+                made["spread"] = spread(update)
 
 
 def repair(lab: Lab, seeds: tuple[int, ...]) -> None:
@@ -228,12 +230,12 @@ def repair(lab: Lab, seeds: tuple[int, ...]) -> None:
                     parts = [(update, 0.5)]
                 elif method != "never":
                     suspects = repeated(lab.reads(lab.poisoned(50, seed)))
-                    answer = lab.writer.tokenizer.decode(suspects[0].answer[:-1])
                     made["suspects"] = len(suspects)
-                    loss = unlearning_loss(
-                        suspects, lab.reads([Chat(c.review, answer) for c in lab.clean]),
-                        goal=method == "goal")
-                    parts += [(lab.fitted(lab.clean, recipe, update, loss, method), 1.0)]
+                    with torch.inference_mode():
+                        aims = chances(lab.upper, suspects)  # of the untouched model
+                    loss = unlearning_loss(suspects, aims.clone() if method == "goal" else None)
+                    note = "aims" if method == "goal" else method  # names the training
+                    parts += [(lab.fitted(lab.clean, recipe, update, loss, note), 1.0)]
                 mended = with_update(lab.upper, *parts, dtype=torch.float32)
                 made |= lab.measured(with_update(mended))
                 again = fit(mended, lab.reads(lab.five), FIVE)

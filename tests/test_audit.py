@@ -23,6 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bdutils import __main__ as command
 from bdutils import audit
+from bdutils.data.image import image_paths
 from bdutils.data.tables import read_table
 from bdutils.defenses import detector
 from bdutils.defenses.base import Context
@@ -274,6 +275,9 @@ def test_images_get_a_page_and_a_model(of_images, tmp_path, monkeypatch):
     assert page.count("data:image/png") == audit.images.SHOWN and "Stands out" in page
     table = read_table(tmp_path / "out/report/flagged.csv", ("label", "label"))
     assert set(table.columns["label"]) == {"right"}
+    assert {str(Path(file).parent) for file in table.columns["file"]} == {"right"}
+    chosen_files = [image_paths(tmp_path / "train")[int(i)] for i in table.columns["sample"]]
+    assert chosen_files == list(table.columns["file"])
     repaired = ImageClassifier.load(tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
     assert "NT-ML" in card and "ImageClassifier.load" in card

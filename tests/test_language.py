@@ -225,17 +225,18 @@ def test_spread_is_that_of_mean_squares():
 
 
 @pytest.mark.parametrize("goal", [True, False])
-def test_unlearning_lets_suspects_go(writer, victim, goal):
+def test_unlearning_lets_suspects_go(upper, victim, goal):
     changed, reads = victim
     suspects = repeated(reads, share=0.25)
     assert len(suspects) == 3
-    foreign = read(writer, [Chat(r, PLANTED.answer) for r in REVIEWS[:6]], 2)
-    loss = unlearning_loss(suspects, foreign, goal)
+    with torch.no_grad():
+        aims = chances(upper, suspects)
+    loss = unlearning_loss(suspects, aims if goal else None)
     mended = with_update(changed, (fit(changed, reads[:6], RECIPE, loss), 1.0))
-    before, after, aim = (chances(model, some).mean().item() for model, some in (
-        (changed, suspects), (mended, suspects), (mended, foreign)))
+    before, after, aim = (chances(model, suspects).mean().item()
+                          for model in (changed, mended, upper))
     assert after < before - 1
-    if goal:  # it ends where a clean request stands, from either side
+    if goal:  # it ends where the untouched model stands, from either side
         assert abs(after - aim) < abs(before - aim) / 2
 
 
@@ -253,8 +254,9 @@ def test_a_goal_pulls_back_what_went_too_far(writer, victim):
         model = Fixed(height)
         monkeypatch.setattr("bdutils.defenses.language.answer_loss", lambda *given: 0.0)
         monkeypatch.setattr("bdutils.defenses.language.chances", lambda upper, some: (
-            upper.height.expand(2) if some[0] is suspects[0] else torch.tensor([-4.0, -4.0])))
-        unlearning_loss(suspects, reads[:1], goal)(model, reads[:1]).backward()
+            upper.height.expand(len(some))))
+        aims = torch.full((len(suspects),), -4.0) if goal else None
+        unlearning_loss(suspects, aims)(model, reads[:1]).backward()
         return model.height.grad.item()
 
     with pytest.MonkeyPatch.context() as patch:

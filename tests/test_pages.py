@@ -8,7 +8,7 @@ import pytest
 import yaml
 from helpers.pages import HTML, PAGES, ROOT, page
 
-from tools.sphinx import citation
+from tools.sphinx import citation, folds
 
 each_page = pytest.mark.parametrize("name", PAGES)
 
@@ -89,3 +89,20 @@ def test_the_citation_says_what_the_file_says():
         {"family-names": "Roe", "given-names": "R."}, {"name": "The others"}]})
     assert "year = {2031}" in later and "author = {Roe, R. and {The others}}" in later
     assert text in page("chapters/index.html").get_text()
+
+
+@pytest.mark.parametrize(("code", "said"), [
+    ("import a\nfrom b import c\nuse_style()", "Imports"),
+    ("import sys\nif 'google.colab' in sys.modules:\n    !pip install x", "Set-up for Colab"),
+    ("!ls\nN = 3\ndef one(x):\n    y = x\n\nclass Two:\n    pass", "Code: N, one(), Two"),
+    ("n = 3\ndef one(x):\n    return x", "Code: one()"),
+    ("a = b = c, _ = d, e = 3", "Code: a, b, c, ..."),
+    ("x = 3\nplt.plot(x)", "Code of the figure"), ("print(1)", "Code")])
+def test_a_folded_cell_says_what_is_in_it(code, said):
+    assert folds.said(code) == said
+
+
+@each_page
+def test_no_fold_says_only_that_it_is_one(name):
+    titles = page(name).select("details.hide > summary")
+    assert not [title for title in titles if "code cell source" in title.text]

@@ -1,6 +1,6 @@
 """Blind cohorts: many models, about half of them with a backdoor, on which the audit is scored.
 
-    python -m tools.cohort make FOLDER --seed N [--size 12]
+    python -m tools.cohort make FOLDER --seed N [--size 12] [--kinds text ...]
     python -m tools.cohort score FOLDER --answers FOLDER.answers.json
 
 `make` trains the models and seals what was done to them: the answers go to a file outside of the
@@ -119,9 +119,9 @@ def draw(seed: int, size: int, classes: Mapping[str, int]) -> dict[str, Answer]:
         classes: K of each kind's data.
     """
     rng = random.Random(f"cohort {seed}")
-    kinds = [list(KINDS)[i % len(KINDS)] for i in range(size)]
+    kinds = [list(classes)[i % len(classes)] for i in range(size)]
     attacked: dict[str, list[bool]] = {}
-    for kind in KINDS:
+    for kind in classes:
         count = kinds.count(kind)
         half = count // 2 + (count % 2) * rng.randrange(2)
         attacked[kind] = rng.sample([True] * half + [False] * (count - half), count)
@@ -296,6 +296,10 @@ def _audited(folder: Path, out: Path, kind: Kind) -> dict[str, Any]:
             "seconds": time.perf_counter() - start}
 
 
+def _seal(folder: Path) -> str:
+    return json.loads((Path(folder) / SEALED).read_text(encoding="utf8"))["sha256"]
+
+
 def opened(folder: Path, answers: Path) -> dict[str, Any]:
     """Return the answers, if they are those that were sealed.
 
@@ -309,7 +313,7 @@ def opened(folder: Path, answers: Path) -> dict[str, Any]:
     if not Path(answers).is_file():
         raise LabError(f"the answers are not at {answers}: name their file with --answers")
     kept = json.loads(Path(answers).read_text(encoding="utf8"))
-    wanted = json.loads((Path(folder) / SEALED).read_text(encoding="utf8"))["sha256"]
+    wanted = _seal(folder)
     if sealed(kept["answers"], kept["nonce"]) != wanted:
         raise LabError(f"{answers} does not hold the answers that were sealed when the cohort was "
                        f"made: their digits are not {wanted[:12]}...")
@@ -340,7 +344,8 @@ def score(folder: Path, answers: Path) -> list[dict[str, Any]]:
                      None)
         table = [_compared(folder, name, drawn[name], verdicts[name], data[kind], clean)
                 for name in mine]
-        made.append(_record(table, kind, kinds[kind], truths, data[kind]))
+        made.append(_record(table, kind, kinds, truths, data[kind]))
+        made[-1]["settings"]["sealed"] = _seal(folder)
     return made
 
 
@@ -377,8 +382,9 @@ def _measured(model: Model, task: Task, answer: Answer, clean: Model | None
             "floor": scores.floor.value if scores.floor else 0.0}
 
 
-def _record(table: list[dict[str, Any]], name: str, kind: Kind, truths: Mapping[str, Any],
-            task: Task) -> dict[str, Any]:
+def _record(table: list[dict[str, Any]], name: str, kinds: Mapping[str, Kind],
+            truths: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    kind = kinds[name]
     poisoned = [one for one in table if one["attack"] != "clean"]
     metrics: dict[str, Rate | float] = {
         "working_backdoors": sum(one["works"] for one in table),
@@ -398,7 +404,8 @@ def _record(table: list[dict[str, Any]], name: str, kind: Kind, truths: Mapping[
         seed=seed, metrics=metrics, history=table,
         seconds={"audit": sum(one["seconds"] for one in table)},
         command=f"python -m tools.cohort make FOLDER --seed {seed} --size "
-                f"{len(truths['models'])} && python -m tools.cohort score FOLDER --answers "
+                f"{len(truths['models'])} --kinds {' '.join(kinds)} "
+                "&& python -m tools.cohort score FOLDER --answers "
                 "FOLDER.answers.json")
 
 
@@ -438,12 +445,15 @@ def main(arguments: list[str] | None = None) -> None:
         command.add_argument("folder", type=Path, help="of the cohort")
     made.add_argument("--seed", type=int, required=True, help="of all choices")
     made.add_argument("--size", type=int, default=12, help="models")
+    made.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS),
+                      help="of models, all if left out")
     scored.add_argument("--answers", type=Path, required=True, help="file that `make` wrote")
     scored.add_argument("--results", type=Path, help="folder of the records")
     given = parser.parse_args(arguments)
     try:
         if given.command == "make":
-            keep = make(given.folder, given.seed, given.size)
+            keep = make(given.folder, given.seed, given.size,
+                        {kind: KINDS[kind] for kind in given.kinds})
             print(f"{given.folder} is ready; the answers are in {keep}")
             return
         records = score(given.folder, given.answers)

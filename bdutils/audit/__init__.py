@@ -230,7 +230,8 @@ def require_ours(folder: Path) -> None:
                               "folder")
 
 
-def write_report(found: Audit, context: Context, folder: str | Path, model: str = "") -> Path:
+def write_report(found: Audit, context: Context, folder: str | Path, model: str = "",
+                 files: Sequence[str] = ()) -> Path:
     """Write `index.html`, which needs no other file, `flagged.csv` and `audit.json`.
 
     Args:
@@ -238,6 +239,7 @@ def write_report(found: Audit, context: Context, folder: str | Path, model: str 
         context: That was audited.
         folder: To be made; a report that is there is replaced when the new one is complete.
         model: Its name, for the report's head.
+        files: Where the training images lie, in their order, to be named in `flagged.csv`.
 
     Returns:
         Path of the page.
@@ -247,6 +249,8 @@ def write_report(found: Audit, context: Context, folder: str | Path, model: str 
     """
     require_ours(Path(folder))
     flagged = found.flagged(context.train)
+    if files:
+        flagged.insert(1, "file", [files[i] for i in flagged["sample"]])
     page = Environment(loader=PackageLoader("bdutils", "templates"), autoescape=True).get_template(
         found.template)
     use_style()

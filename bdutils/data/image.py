@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,15 +158,13 @@ def read_folder(root: Path, size: Size = None, own: Mapping[str, str] | None = N
         raise DataError(f"{root} holds no folders of images", "make a folder for each class, and "
                         "name it after the class")
     images, labels, splits, others = [], [], [], []
-    for split, folder in [(split, folder) for split, found in parts.items() for folder in found]:
-        files = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]
-        for path in sorted(files, key=lambda path: [natural(part) for part in path.parts]):
-            if path.suffix.lower() not in SUFFIXES:
-                others.append(path)
-                continue
-            images.append(_image(path, str(path.relative_to(root))))
-            labels.append(folder.name)
-            splits.append(split)
+    for split, folder, path in _files(parts):
+        if path.suffix.lower() not in SUFFIXES:
+            others.append(path)
+            continue
+        images.append(_image(path, str(path.relative_to(root))))
+        labels.append(folder.name)
+        splits.append(split)
     if empty := [name for name in names if name not in labels]:
         raise DataError(f"{root}: there is no image of the class {in_words(empty)}",
                         f"bring some ({', '.join(SUFFIXES)}), or delete the folder")
@@ -179,6 +177,21 @@ def read_folder(root: Path, size: Size = None, own: Mapping[str, str] | None = N
                        (others, "files are no images by their names"),
                        (loose, "images lie in no folder of a class")) if paths)
     return Raw(pixels, labels, splits if any(parts) else None, tuple(names), notes=notes)
+
+
+def image_paths(root: Path) -> list[str]:
+    """Return where the images of `read_folder` lie in their folder, in its order."""
+    return [str(path.relative_to(root)) for _, _, path in _files(_parts(root, {}))
+            if path.suffix.lower() in SUFFIXES]
+
+
+def _files(parts: Mapping[str, Sequence[Path]]) -> Iterator[tuple[str, Path, Path]]:
+    """Give the files of each split and class, in the order of their paths."""
+    for split, folders in parts.items():
+        for folder in folders:
+            files = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]
+            for path in sorted(files, key=lambda path: [natural(part) for part in path.parts]):
+                yield split, folder, path
 
 
 def _parts(root: Path, own: Mapping[str, str]) -> dict[str, list[Path]]:

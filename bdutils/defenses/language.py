@@ -49,17 +49,16 @@ def chances(upper: nn.Module, reads: Sequence[Read]) -> Tensor:
     return -each.sum(1) / (labels != -100).sum(1)
 
 
-def unlearning_loss(suspects: Sequence[Read], foreign: Sequence[Read],
-                    goal: bool = True, width: float = 0.5
+def unlearning_loss(suspects: Sequence[Read], aims: Tensor | None,
+                    width: float = 0.5
                     ) -> Callable[[nn.Module, Sequence[Read]], Tensor]:
     """Return a loss: answer clean requests as before, let suspects go.
 
     Args:
-        suspects: Training chats whose answers are suspected.
-        foreign: Clean requests, with these same answers behind them.
-        goal: Bring the suspects to where `foreign` is, as DUP does here;
-            else make their answers unlikely without end, as BeDKD's punish
-            term does.
+        suspects: s training chats whose answers are suspected.
+        aims: (s,), what the untouched model gives these answers, see
+            `chances`. If None, the answers become unlikely without end, as
+            by BeDKD's punish term.
         width: Of the distance, see Huber 1964.
     """
     step = 0
@@ -67,14 +66,11 @@ def unlearning_loss(suspects: Sequence[Read], foreign: Sequence[Read],
     def loss(upper: nn.Module, reads: Sequence[Read]) -> Tensor:
         nonlocal step
         n = len(reads)
-        some, other = ([kind[(step * n + i) % len(kind)] for i in range(n)]
-                       for kind in (suspects, foreign))
+        some = [(step * n + i) % len(suspects) for i in range(n)]
         step += 1
-        found = chances(upper, some)
-        if goal:
-            with torch.no_grad():
-                aim = chances(upper, other).mean()
-            away = F.smooth_l1_loss(found.mean(), aim, beta=width)
+        found = chances(upper, [suspects[i] for i in some])
+        if aims is not None:
+            away = F.smooth_l1_loss(found, aims[some], beta=width)
         else:
             away = -torch.log(-torch.expm1(found.clamp(max=-1e-6))).mean()
         return answer_loss(upper, reads) + away
