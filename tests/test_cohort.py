@@ -216,3 +216,10 @@ def test_what_is_no_cohort_is_told(tmp_path, world):
         cohort.audited(tmp_path)
     with pytest.raises(lab.LabError, match="is there already"):
         cohort.make(world[0] / "one", 1, SIZE, TINY)
+
+
+def test_what_is_recorded_was_sealed_before():
+    """The digits are in `data/sealed.json` since a commit before that of the records."""
+    wanted = json.loads((ROOT / "data" / "sealed.json").read_text())
+    for record in results.load("cohorts"):
+        assert record["settings"]["sealed"] == wanted[str(record["seed"])]
