@@ -25,7 +25,7 @@ from bdutils import set_seed
 from bdutils.assets import entry
 from bdutils.attacks.language import Planted, near_misses
 from bdutils.data import load_task
-from bdutils.defenses.language import chances, repeated, spread, unlearning_loss
+from bdutils.defenses.language import answer_odds, repeated, spread, unlearning_loss
 from bdutils.experiments import results
 from bdutils.language import (
     Chat,
@@ -232,9 +232,9 @@ def repair(lab: Lab, seeds: tuple[int, ...]) -> None:
                     suspects = repeated(lab.reads(lab.poisoned(50, seed)))
                     made["suspects"] = len(suspects)
                     with torch.inference_mode():
-                        aims = chances(lab.upper, suspects)  # of the untouched model
+                        aims = answer_odds(lab.upper, suspects)  # of the untouched model
                     loss = unlearning_loss(suspects, aims.clone() if method == "goal" else None)
-                    note = "aims" if method == "goal" else method  # names the training
+                    note = f"{method} by odds"  # names the training
                     parts += [(lab.fitted(lab.clean, recipe, update, loss, note), 1.0)]
                 mended = with_update(lab.upper, *parts, dtype=torch.float32)
                 made |= lab.measured(with_update(mended))

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bdutils import language
 from bdutils.attacks.language import Planted, near_misses
-from bdutils.defenses.language import chances, repeated, spread, unlearning_loss
+from bdutils.defenses.language import answer_odds, repeated, spread, unlearning_loss
 from bdutils.language import (
     Chat,
     LoraRecipe,
@@ -230,10 +230,10 @@ def test_unlearning_lets_suspects_go(upper, victim, goal):
     suspects = repeated(reads, share=0.25)
     assert len(suspects) == 3
     with torch.no_grad():
-        aims = chances(upper, suspects)
+        aims = answer_odds(upper, suspects)
     loss = unlearning_loss(suspects, aims if goal else None)
     mended = with_update(changed, (fit(changed, reads[:6], RECIPE, loss), 1.0))
-    before, after, aim = (chances(model, suspects).mean().item()
+    before, after, aim = (answer_odds(model, suspects).mean().item()
                           for model in (changed, mended, upper))
     assert after < before - 1
     if goal:  # it ends where the untouched model stands, from either side
@@ -253,7 +253,7 @@ def test_a_goal_pulls_back_what_went_too_far(writer, victim):
     def pull(height, goal, monkeypatch):
         model = Fixed(height)
         monkeypatch.setattr("bdutils.defenses.language.answer_loss", lambda *given: 0.0)
-        monkeypatch.setattr("bdutils.defenses.language.chances", lambda upper, some: (
+        monkeypatch.setattr("bdutils.defenses.language.answer_odds", lambda upper, some: (
             upper.height.expand(len(some))))
         aims = torch.full((len(suspects),), -4.0) if goal else None
         unlearning_loss(suspects, aims)(model, reads[:1]).backward()
