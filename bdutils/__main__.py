@@ -36,6 +36,8 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("--label", default="label", help="column of the labels")
     audit.add_argument("--names", nargs="+", help="of the classes, in the order of the model's "
                        "answers, where neither model nor files tell")
+    audit.add_argument("--base", help="folder or hub id of the model that an adapter changes, if "
+                       "not the one that it names")
     audit.add_argument("--epochs", type=int, help="in which a model of images was trained")
     audit.add_argument("--repair", action="store_true",
                        help="remove what is found; the report goes into the folder `report`")
@@ -57,7 +59,7 @@ def run(given: argparse.Namespace) -> int:
     report = given.out / "report" if given.repair else given.out
     audit.require_ours(given.out)
     context = audit.read_context(given.model, given.train, given.clean, given.text, given.label,
-                                 given.names, given.epochs)
+                                 given.names, given.epochs, given.base)
     found = audit.audit(context, quiet=False)
     print(found.verdict)
     if given.repair:

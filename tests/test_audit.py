@@ -1,6 +1,7 @@
 """A model of one's own: what is found, what is written, what is said when something is wrong."""
 
 import csv
+import inspect
 import json
 import math
 import random
@@ -400,13 +401,25 @@ def test_an_adapter_that_does_not_open_is_told(tmp_path, change, said, capsys):
     assert said in errors and errors.count("\n") == 1
 
 
-def test_an_adapter_is_audited_as_any_classifier(given):
-    adapted(given.folder)
+def test_the_base_model_of_an_adapter_may_lie_elsewhere(tmp_path):
+    wanted = adapted(tmp_path, base_model_name_or_path="/nowhere/it")
+    model = Classifier.load(tmp_path / "adapter", base=tmp_path / "base")
+    assert torch.allclose(model.logits(["a film"]), wanted, atol=1e-5)
+    with pytest.raises(ValueError, match="is an adapter of .*other, and the two do not open"):
+        Classifier.load(tmp_path / "adapter", base=tmp_path / "other")
+    with pytest.raises(ValueError, match="is no adapter and needs no base model: leave it out"):
+        Classifier.load(ar.save_tiny("bert", tmp_path / "whole"), base=tmp_path / "base")
+
+
+@pytest.mark.parametrize("place", [None, "/nowhere/it"])
+def test_an_adapter_is_audited_as_any_classifier(given, place):
+    adapted(given.folder, **({"base_model_name_or_path": place} if place else {}))
     samples = suspected(with_trigger(6, 120))
     for name, those in (("train", samples.train), ("clean", samples.clean)):
         write(given.folder / f"{name}3.csv", replace(
             those, labels=tuple(i % 3 for i in range(len(those))), label_names=("0", "1", "2")))
-    assert given(model="adapter", train="train3.csv", clean="clean3.csv", names=()) in (
+    base = ("--base", str(given.folder / "base")) if place else ()
+    assert given(*base, model="adapter", train="train3.csv", clean="clean3.csv", names=()) in (
         command.NOTHING, command.FOUND)
     assert len(json.loads((given.folder / "out/audit.json").read_text())["findings"]) == 3
 
@@ -492,24 +505,82 @@ def test_the_page_confirms_a_word_and_clears_a_control(capsys, monkeypatch):
     assert shares["'tq'"] == "100.0%" and shares["'zx'"] == shares["''"] == "0.0%"
 
 
-def test_the_page_runs_a_defense_on_a_network_of_ones_own():
-    code, rest = snippet("context_of").split("task = load_task(")
+def test_the_page_audits_a_network_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train_set, chosen = corner(0.1)
+    folders(train_set, tmp_path / "images/train")
+    folders(thirds(CleanSet, 60, 2), tmp_path / "images/clean")
+    code, rest = snippet("context_of").split("context = context_of(")
+    assert rest.startswith('my_network, 10, "images/train", "images/clean",')
     names = {}
     exec(code, names)
-    task = SimpleNamespace(train=thirds(TrainSet, 90, 0), clean=thirds(CleanSet, 30, 1))
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 3))
-    given = names["context_of"](network, task, epochs=2, lr=0.05, batch_size=32)
-    names |= {"context_of": lambda *_, **__: given, "my_network": network,
-              "load_task": lambda name, sizes: task}
-    exec("task = load_task(" + rest, names)
-    assert names["outcome"].verdict in ("no evidence", "purified", "undone")
-    assert len(names["outcome"].report["passed"]) == 90
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+        torch.nn.Flatten(), torch.nn.Linear(576, 3))
+    recipe = {"epochs": 6, "lr": 0.05, "batch_size": 32}
+    train(ImageClassifier(names["Mine"](network, 3, 1), 0, False), train_set,
+          replace(TRAINING, **recipe))
+    given = names["context_of"](network, 3, "images/train", "images/clean", channels=1, **recipe)
+    assert (given.training.epochs, given.training.lr, given.training.pad) == (6, 0.05, 0)
+    names |= {"context_of": lambda *_, **__: given, "my_network": network}
+    exec("context = context_of(" + rest, names)
+    assert [finding.name for finding in names["found"].suspects] == ["right"]
+    rejected = read_table(tmp_path / "report/flagged.csv", ("label", "label")).columns["file"]
+    assert {str(Path(file).parent) for file in rejected} == {"right"}
+    assert len({*rejected[:len(chosen)]} & {f"right/{i}.png" for i in chosen}) > len(chosen) / 2
+    repaired, about = audit.repair(given)
+    assert about["verdict"] in ("purified", "undone")
+    assert type(repaired.model.network) is torch.nn.Sequential
+
+
+def test_the_page_names_every_option_and_status():
+    taken = command.parser()._subparsers._group_actions[0].choices["audit"]._option_string_actions
+    table = PAGE.split("| Option |")[1].split("\n\n")[0]
+    assert all(f"`{option}" in table for option in taken if option not in ("-h", "--help"))
+    keywords = re.findall(r"`(\w+)`", " ".join(
+        row.split("|")[2] for row in table.splitlines()[2:]))
+    assert sorted(keywords) == sorted(inspect.signature(audit.read_context).parameters)
+    rows = PAGE.split("| Exit status |")[1].split("\n\n")[0]
+    assert [int(n) for n in re.findall(r"^\| (\d+) ", rows, re.M)] == [
+        command.NOTHING, command.FOUND, command.WRONG, command.STOPPED]
+
+
+def test_the_power_that_the_page_states_is_computed():
+    def found(tpr, rate, clean=400):
+        planted, cuts = round(3000 * rate), (float(norm.isf(6e-5 / 2)), 3.0)
+        powers = [detector.power(tpr, 0.05, planted, (n - planted, 3000 - n), (clean, clean), cuts)
+                  for n in (1800, 1200) if tpr * planted >= 16]
+        return f"{min(powers, default=0):.2f}"
+
+    rows = re.findall(r"(\d+)%[^|%]*flagged[^|]*((?:\| [01]\.\d\d )+)", PAGE)
+    assert [tpr for tpr, _ in rows] == ["90", "77", "50", "10"]
+    for tpr, row in rows:
+        assert row.replace("|", "").split() == [
+            found(int(tpr) / 100, rate) for rate in audit.texts.RATES]
+    said = re.search(r"from (\S+) with 200 .*? to (\S+) with 400, (\S+) with 800 and (\S+) with",
+                     " ".join(PAGE.split())).groups()
+    assert list(said) == [found(0.9, 0.1, clean) for clean in (100, 200, 400, 1000)]
+
+
+def test_the_hits_that_hold_at_the_limit_of_today_are_those_that_the_page_counts():
+    least, shares, hits = NTML().judge.least, [], 0
+    for study in ("ntml", "ntml-rates", "low-rate", "ntml-cifar10-resnet18"):
+        for run in results.load(study):
+            if run["settings"]["defense"] == "ntml" and run["method"] != "clean":
+                share = run["metrics"].get("largest_share")
+                hits += bool(run["metrics"]["changed"]) and (share or 1) > least
+                shares += [share] if share and share > least else []
+    assert "Of these 25 hits, 11 hold" in " ".join(PAGE.split())
+    assert (hits, len(shares)) == (25, 11)
+    assert (round(min(shares), 2), round(max(shares), 2)) == (0.10, 0.80)
 
 
 def test_the_limits_that_the_page_names_are_those_of_the_code():
     assert DUP().contrast == 3 and DUP().alpha == 6e-5 and DUP().min_suspects == 16
     assert audit.texts.CHANCE == 0.001 and DUP().detector.fpr == 0.05
     assert norm.isf(DUP().alpha / 2) == pytest.approx(4.0, abs=0.02)
-    for part in ("contrast is above\n3;", "6 \\cdot 10^{-5} / K", "at least 4.0",
+    page = " ".join(PAGE.split())
+    for part in ("contrast is above 3;", "6 \\cdot 10^{-5} / K", "at least 4.0",
                  "16 samples or more", "above the 95% quantile"):
-        assert part in PAGE
+        assert part in page

@@ -2,12 +2,20 @@
 
 import csv
 import json
+import math
 import random
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from scipy.stats import norm
 
+from bdutils.defenses.bedkd import BeDKD
+from bdutils.defenses.detector import power
+from bdutils.defenses.dup import DUP
+from bdutils.experiments import results
+from bdutils.metrics import wilson
 from bdutils.roles import CleanSet, TrainSet
 from bdutils.training import TrainConfig
 from tools import lab
@@ -231,6 +239,61 @@ def test_the_page_says_what_the_tool_does():
     assert set(verdict) == set(lab.SUSPECTS)
     for one in verdict.values():
         assert lab._faults(one | {"repaired": None}, PAGE, ("negative", "positive")) == []
+
+
+def test_the_calls_of_the_plan_run(folder, capsys, monkeypatch, tiny_folder):
+    monkeypatch.setattr("bdutils.models.text.encoder_source", lambda *_: str(tiny_folder))
+    plan = PAGE.read_text("utf8").split("## How far")[0]
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", plan, re.M | re.S))
+    names = {}
+    exec(code.replace("mylab", str(folder)), names)
+    assert names["indices"] == names["evidence"][0].indices
+    assert len(names["rest"]) == 12 and len(names["kept"]) == 8
+    assert 800 - round(0.375 * 800) == 500 and ", 0.375, seed=0)  # 500 and 300" in code
+    assert not set(names["rest"].inputs) & set(names["kept"].inputs)
+    said = capsys.readouterr().out
+    assert "training samples, " in said and "vidence of a backdoor" in said
+    assert (folder / "audit-a/index.html").is_file()
+    changed = names["retrained"](names["context"], range(10), seed=1)
+    changed.model.save(folder / "repaired-a")
+    assert changed.verdict == "purified" and len(changed.report["dropped"]) == 10
+    assert lab._faults({"backdoored": True, "target_label": 0, "repaired": "repaired-a",
+                        "evidence": EVIDENCE}, folder, ("negative", "positive")) == []
+
+
+def test_the_limits_that_the_page_names_are_those_of_the_defenses():
+    assert BeDKD().scan.alpha == 1e-3 and len(BeDKD().scan.fprs) == 4
+    assert DUP().alpha / 2 == 3e-5 and DUP().contrast == 3 and DUP().min_suspects == 16
+    for name, said in (("dup", ["0.06", "0.42", "0.46"]), ("bedkd", ["1.00"] * 3)):
+        found = sorted(run["metrics"]["chance"] for run in results.load(name)
+                       if run["method"] == "clean" and run["settings"]["defense"] == name)
+        assert [f"{p:.2f}" for p in found] == said
+    assert round(wilson(0, 3).high, 2) == 0.56
+    cuts, text = (norm.isf(3e-5), DUP().contrast), " ".join(PAGE.read_text("utf8").split())
+    few, many = ([round(100 * power(tpr, 0.05, 240, (1200, 960), (clean, clean), cuts))
+                  for tpr in (0.9, 0.5)] for clean in (250, 400))
+    assert (f"at 10% in {few[0]} instead of {many[0]}% of cases, and of a rewriting one in "
+            f"{few[1]} instead of {many[1]}%") in text
+
+
+def test_what_guessing_earns_is_computed_from_the_rules():
+    text, third = " ".join(PAGE.read_text("utf8").split()), Fraction(1, 3)
+    drawn = {n: math.comb(3, n) * (1 - third)**n * third**(3 - n) for n in (1, 2, 3)}
+    drawn = {n: p / sum(drawn.values()) for n, p in drawn.items()}
+    assert [p * 26 for p in drawn.values()] == [6, 12, 8]
+    seen = [sum(not attack.clean for attack in lab.draw(random.Random(seed), 2).values())
+            for seed in range(4000)]
+    assert all(abs(seen.count(n) / 4000 - p) < 0.03 for n, p in drawn.items())
+    verdicts = 15 * drawn[3] + 7.5 * drawn[2]
+    # All right by luck, or one wrong of two or three.
+    labels = sum(p * (10 + 5 * n * (n > 1)) / 2**n for n, p in drawn.items())
+    clean = 7.5 * drawn[1]
+    suspect = sum(n * p for n, p in drawn.items()) / 3
+    assert f"a suspect has a backdoor with a probability of {float(suspect):.0%}" in text
+    assert (f"three verdicts right in {float(drawn[3]):.0%} of the labs and two in "
+            f"{float(drawn[2]):.0%}, which earns {float(verdicts):.1f} of the 15 points" in text)
+    assert f"guessed target labels earn {float(labels):.1f} of 10" in text
+    assert f"all earns {float(clean):.1f} and 0" in text
 
 
 def test_the_page_shows_what_its_run_has_found():

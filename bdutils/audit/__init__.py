@@ -48,14 +48,15 @@ def _side(samples: Examples) -> ModuleType:
     return images if samples.are_images else texts
 
 
-def read_context(model: str | Path, train: str | Path, clean: str | Path, text: str = "text",
-                 label: str = "label", names: Sequence[str] | None = None,
-                 epochs: int | None = None) -> Context:
+def read_context(model: str | Path | Model, train: str | Path, clean: str | Path,
+                 text: str = "text", label: str = "label", names: Sequence[str] | None = None,
+                 epochs: int | None = None, base: str | Path | None = None) -> Context:
     """Return what `audit` needs: a finished model, and its training set beside clean samples.
 
     Args:
         model: Folder or hub id of any sequence classifier of `transformers`, in safetensors; of an
-            adapter of one, by PEFT; or a folder that `ImageClassifier.save` wrote.
+            adapter of one, by PEFT; or a folder that `ImageClassifier.save` wrote. Or a classifier
+            that is loaded already, such as an `ImageClassifier` around a network of your own.
         train: The samples that it was trained on, a CSV, TSV, JSON, JSON-lines or parquet file;
             for images a folder that holds a folder of each class.
         clean: Samples that you can vouch for, in the same form.
@@ -63,6 +64,7 @@ def read_context(model: str | Path, train: str | Path, clean: str | Path, text: 
         names: Of the classes in the order of the model's answers, if it does not name them and the
             data do not number them; those of folders are else taken in their order.
         epochs: In which a model of images was trained, as usual if None.
+        base: Of an adapter, if not the model that its configuration names.
 
     Raises:
         DataError: For data that do not fit the model, each other, or the needs of the search.
@@ -70,17 +72,17 @@ def read_context(model: str | Path, train: str | Path, clean: str | Path, text: 
         ValueError: If the model is no classifier of texts or images.
         ConnectionError: If a hub model cannot be loaded.
     """
-    classifier: Model
     training = cast(Training, None)
-    if (Path(model).expanduser() / "network.json").is_file():
-        classifier = ImageClassifier.load(model)
-        usual = ImageTrainConfig.at(pad=classifier.pad, flip=classifier.flip)
+    if isinstance(model, str | Path) and (Path(model).expanduser() / "network.json").is_file():
+        model = ImageClassifier.load(model)
+    if isinstance(model, ImageClassifier):
+        usual = ImageTrainConfig.at(pad=model.pad, flip=model.flip)
         training = replace(usual, epochs=epochs or usual.epochs)
-        raws = _folders((train, clean), classifier.model.config.channels)
+        raws = _folders((train, clean), model.model.config.channels)
     else:
         raws = [(Path(path).name, read_table(Path(path), (text, label)).raw(text, label))
                 for path in (train, clean)]
-        classifier = Classifier.load(model)
+    classifier = Classifier.load(model, base=base) if isinstance(model, str | Path) else model
     known = _names(classifier, raws, names)
     sets = [role(cast(Images, raw.inputs), _numbers(raw, known, where), known)
             for role, (where, raw) in zip((TrainSet, CleanSet), raws, strict=True)]

@@ -114,13 +114,15 @@ class Classifier(BaseClassifier):
         return cls(model.to(pick_device()), tokenizer, max_length, source)
 
     @classmethod
-    def load(cls, folder: str | Path, label_names: Sequence[str] | None = None) -> Classifier:
+    def load(cls, folder: str | Path, label_names: Sequence[str] | None = None,
+             base: str | Path | None = None) -> Classifier:
         """Load a classifier that `save` wrote, or any finished model in safetensors.
 
         Args:
             folder: Of the model, or its hub id; or of an adapter by PEFT, which is merged into its
                 base model.
             label_names: The data's classes, where the model has them in another order.
+            base: Of an adapter, if not the model that its configuration names; folder or hub id.
 
         Raises:
             ConnectionError: If a hub model cannot be loaded.
@@ -131,7 +133,7 @@ class Classifier(BaseClassifier):
         if not Path(source).is_dir() and not is_hub_id(str(folder)):
             raise FileNotFoundError(f"there is no folder {folder}: give the one that "
                                     "`Classifier.save` wrote")
-        model, tokenizer = _finished_model(source)
+        model, tokenizer = _finished_model(source, base)
         if label_names is not None:
             reorder(model, label_names)
         return cls(model.to(pick_device()), tokenizer, longest(model, tokenizer))
@@ -188,10 +190,12 @@ def _new_model(source: str, num_labels: int, dropout: float) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _finished_model(source: str) -> tuple[Any, Any]:
+def _finished_model(source: str, base: str | Path | None = None) -> tuple[Any, Any]:
     """Load a model with a trained classification head."""
     if _is_adapter(Path(source)):
-        return _merged(Path(source))
+        return _merged(Path(source), base)
+    if base is not None:
+        raise ValueError(f"{source} is no adapter and needs no base model: leave it out")
 
     def prepare(config: PretrainedConfig) -> None:
         kinds = config.architectures or []
@@ -213,7 +217,7 @@ def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
-def _merged(folder: Path) -> tuple[Any, Any]:
+def _merged(folder: Path, other: str | Path | None = None) -> tuple[Any, Any]:
     """Load an adapter of a classifier, and merge it into its base model."""
     about = json.loads((folder / "adapter_config.json").read_text(encoding="utf8"))
     if about.get("task_type") != "SEQ_CLS":
@@ -224,7 +228,9 @@ def _merged(folder: Path) -> tuple[Any, Any]:
                                 "can run code and are never loaded here, save it again with "
                                 "`save_pretrained`")
     base = str(about.get("base_model_name_or_path"))
-    if (folder / base).is_dir():  # beside the adapter; an absolute path stays what it is
+    if other is not None:
+        base = str(Path(other).expanduser())
+    elif (folder / base).is_dir():  # beside the adapter; an absolute path stays what it is
         base = str(folder / base)
     try:
         with safe_open(folder / "adapter_model.safetensors", "pt") as file:
@@ -237,7 +243,7 @@ def _merged(folder: Path) -> tuple[Any, Any]:
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} is an adapter of {base}, and the two do not open together "
                          f"({error}): put that model there, or name its place as "
-                         "base_model_name_or_path in adapter_config.json") from error
+                         "`base`, with the command --base") from error
     if missing := sorted(lacks - set(shapes)):
         raise ValueError(_no_classifier(str(folder), f"it lacks {missing[0]}"))
     try:
