@@ -166,6 +166,19 @@ def test_a_rare_word_is_found_though_the_flags_are_too_few(victim, monkeypatch):
     assert not audit.audit(rare).suspects
 
 
+def test_a_repair_unlearns_the_samples_that_hold_a_suspect_word(victim, monkeypatch):
+    rare = suspected(with_trigger(50, count=1200))
+    given, real = [], DUP.repair
+    monkeypatch.setattr(DUP, "repair", lambda self, context, suspects: given.append(suspects)
+                        or real(self, context, suspects))
+    about = audit.repair(rare, DUP(unlearning=UnlearnConfig(epochs=1, min_steps=2)))[1]
+    (found,), = given
+    assert found.indices == tuple(range(0, 1200, 50)) and found.purity == 1
+    assert about["suspects"] == 24 and about["verdict"] in ("purified", "undone")
+    monkeypatch.setattr(audit.texts, "CHANCE", 0)  # without that rule nothing is unlearned
+    assert audit.repair(rare)[1]["verdict"] == "no evidence" and len(given) == 1
+
+
 def test_the_evidence_rule_decides(victim):
     """The mutation of the test before: without the rule a clean training set is suspect."""
     harmless = suspected(TrainSet(*map(tuple, texts(600, 1)), NAMES))

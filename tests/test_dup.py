@@ -686,7 +686,7 @@ def test_each_part_of_the_data_has_its_use(small, monkeypatch):
     judge, flags = flag(monkeypatch, sorted([*flagged, 1]))
 
     def note(name, value=None):
-        return lambda *given: used.update({name: given}) or value
+        return lambda *given, **_: used.update({name: given}) or value
 
     for name, value in (
             ("fit_detector", judge), ("observer", lambda model: BACK), ("flagged_batches", None),

@@ -290,7 +290,7 @@ def repair(context: Context, config: DUP | NTML | None = None, held: float = 0.2
     side, (rest, measured) = _side(context.clean), hold_out(context.clean, held, seed=0)
     context = replace(context, clean=rest)
     before = cacc(context.classifier.predict(measured.inputs), measured.labels)
-    outcome = side.prepared(context, config)(context)
+    outcome = side.repair(context, side.prepared(context, config))
     model, suspects = side.repaired(outcome, rest.label_names)
     after, those = cacc(model.predict(measured.inputs), measured.labels), None
     if suspects:

@@ -144,6 +144,16 @@ def _finding(label: int, found: Judgment, labels: Tensor, names: Sequence[str]) 
                         label in found.suspects, int((mine & ~found.passed).sum()))
 
 
+def repair(context: Context, config: NTML) -> Outcome:
+    """Repair a model.
+
+    Args:
+        context: As for `search`.
+        config: From `prepared`.
+    """
+    return config(context)
+
+
 def repaired(outcome: Outcome, names: Sequence[str]) -> tuple[ImageClassifier, list[int]]:
     """Return a repaired model, and the numbers of the samples whose labels were rejected.
 

@@ -7,6 +7,7 @@ those of the other labels.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -200,6 +201,31 @@ def _power(samples: int, n: int, known: torch.Tensor, classes: int, config: DUP
         return power(tpr, config.detector.fpr, planted, (rest, n - samples), clean, cuts)
 
     return {kind: tuple(found(tpr, rate) for rate in RATES) for kind, tpr in FLAGGED.items()}
+
+
+def repair(context: Context, config: DUP) -> Outcome:
+    """Repair a model: by the flags of labels that stand out, else by phrases that do.
+
+    Args:
+        context: As for `search`.
+        config: From `prepared`.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no evidence")  # there may be phrases
+        outcome, train = config(context), context.train
+    if outcome.report["suspects"]:
+        return outcome
+    flags, suspects = outcome.report["flags"], []
+    for label in sorted(set(train.labels)):
+        flagged = [i for i in flags.indices if train.labels[i] == label]
+        names = [phrase.text for phrase in _phrases(train, label, flagged, config.min_suspects)
+                 if phrase.evidence]
+        held = [i for i, text in enumerate(train.inputs)
+                if any(f" {name} " in f" {' '.join(text.lower().split())} " for name in names)]
+        mine = tuple(i for i in held if train.labels[i] == label)
+        if mine:  # as many of them are clean as have another label
+            suspects.append(SuspectClass(mine, math.inf, math.inf, 2 - len(held) / len(mine)))
+    return config.repair(context, suspects) if suspects else outcome
 
 
 def _phrases(train: TrainSet, label: int, flagged: Sequence[int], least: int

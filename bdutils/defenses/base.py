@@ -364,7 +364,7 @@ def log_odds_excess(suspects: Tensor, labels: Sequence[int], clean: Tensor,
 
 
 def accept_if_harmless(before: Model, after: Model, held_out: CleanSet | None,
-                       max_loss: float | None) -> str:
+                       max_loss: float | None, stacklevel: int = 4) -> str:
     """Say whether a repair stands, or costs too much on held-out samples.
 
     Args:
@@ -372,6 +372,7 @@ def accept_if_harmless(before: Model, after: Model, held_out: CleanSet | None,
         after: Repaired.
         held_out: Clean samples that had no part in the repair; with None it stands.
         max_loss: Of accuracy, 0 to 1; with None it stands.
+        stacklevel: Of the warning that a repair is undone: the place where a defense is called.
 
     Returns:
         `purified` or `undone`.
@@ -383,7 +384,7 @@ def accept_if_harmless(before: Model, after: Model, held_out: CleanSet | None,
     if was - now <= max_loss:
         return "purified"
     warnings.warn(f"the defense took the held-out accuracy from {was:.1%} to {now:.1%} and was "
-                  "undone: lower lr, or give more clean samples", stacklevel=4)
+                  "undone: lower lr, or give more clean samples", stacklevel=stacklevel)
     return "undone"
 
 

@@ -553,7 +553,7 @@ def _warn_unless_settled(history: Sequence[EpochLog],
             f"monitored samples keep their label, {last.base:.0%} were "
             f"expected, and the held-out accuracy is {last.accuracy:.0%}. "
             "Look at the history; more steps or clean samples may help",
-            stacklevel=4)
+            stacklevel=5)
 
 # %% ../../chapters/08_dup.ipynb #c08-062
 def search(context: Context, parts: Sequence[CleanSet], config: "DUP"
@@ -703,22 +703,34 @@ class DUP:
     def __call__(self, context: Context) -> Outcome:
         """Purify the suspected model, if there is evidence of a backdoor."""
         start = time.perf_counter()
+        report, suspects = _found(context, _parts(context, self), self)
+        searched = time.perf_counter() - start
+        outcome = self.repair(context, suspects) if suspects else Outcome(
+            clone(context.classifier), "no evidence", {"purify": 0.0})
+        return replace(outcome, report={**report, **outcome.report},
+                       seconds={"search": searched, **outcome.seconds})
+
+    def repair(self, context: Context, suspects: Sequence[SuspectClass]
+               ) -> Outcome:
+        """Unlearn the answers to suspects, however they were found.
+
+        Args:
+            context: With the suspected model and its training set.
+            suspects: Of some classes.
+        """
+        start = time.perf_counter()
         before, parts = context.classifier, _parts(context, self)
-        report, suspects = _found(context, parts, self)
-        searched = time.perf_counter()
-        verdict, history = "no evidence", list[EpochLog]()
-        if suspects:
-            model, history, about = _unlearn(context, parts, suspects, self)
-            report |= about | {"suspects": suspects}
-            loss = self.stopping.max_loss if self.stopping.stop else None
-            verdict = accept_if_harmless(before, model, parts[1], loss)
+        model, history, about = _unlearn(context, parts, suspects, self)
+        loss = self.stopping.max_loss if self.stopping.stop else None
+        verdict = accept_if_harmless(before, model, parts[1], loss,
+                                     stacklevel=5)
         if verdict == "purified":
             _warn_unless_settled(history, self.stopping)
         else:
             model = clone(before)
-        seconds = {"search": searched - start,
-                   "purify": time.perf_counter() - searched}
-        return Outcome(model, verdict, seconds, tuple(history), report)
+        return Outcome(model, verdict,
+                       {"purify": time.perf_counter() - start},
+                       tuple(history), about | {"suspects": suspects})
 
 # %% ../../chapters/08_dup.ipynb #c08-065r
 AUTHORS = DUP(
