@@ -474,21 +474,61 @@ def test_the_first_page_has_every_attack_and_every_defense(frame, landing):
     for kind, attacks in USUAL.items():
         for attack in attacks:
             cell = usual(frame, kind)
-            found = landing.models(cell[cell["attack"].eq(attack)])
-            left = [float(asr.split()[0]) for _, asr, _ in found[1:-1]]
-            assert left == sorted(left)
-            assert {name for name, *_ in found} == {
+            cell = cell[cell["attack"].eq(attack)]
+            found = landing.models(cell)
+            away = [cell[cell["defense"].eq(line.name)]["distance"].mean() for line in found[1:-1]]
+            assert away == sorted(away)
+            assert {line.name for line in found} == {
                 *frame[frame["kind"].eq(kind)]["defense"], *landing.MODEL}
+            for line in found[1:-1]:
+                own = cell[cell["defense"].eq(line.name)]
+                assert line.holds == NEEDS[line.name]
+                assert line.floor == pytest.approx(own["floor"].mean())
+
+
+def test_the_gray_bars_of_the_first_page_are_of_all_models_that_the_defenses_met(frame, landing):
+    for kind in USUAL:
+        for attack, cell in usual(frame, kind).groupby("attack"):
+            found, met = landing.models(cell), landing.victims(cell)
+            for line, key in ((found[0], "asr_before"), (found[-1], "floor")):
+                every = {(run["seed"], results.value(run, "cacc_before"),
+                          results.value(run, key)) for run in cell["run"]}
+                assert len(met) == len(every)
+                mean = 100 * np.mean([value for *_, value in every])
+                assert float(line.asr.split()[0]) == pytest.approx(mean, abs=0.06), (attack, key)
+            text = landing.caption_of(cell, "")
+            assert (f"met {len(met)} models" in text) == (len(met) > 3) == (kind == "image")
+            assert "3 seeds" in text and f"{100 * cell['rate'].iloc[0]:.0f}% of" in text
 
 
 def test_a_bar_is_as_long_as_its_rate(landing):
     defended = [made("bedkd", seed=seed, asr=0.2 + seed / 10) for seed in (0, 1, 2)]
-    found = landing.models(table_of([*defended, made("dup", asr=0.25)]))
-    assert [name for name, *_ in found] == [
-        landing.MODEL[0], WHOSE["dup"], WHOSE["bedkd"], landing.MODEL[1]]
-    assert [asr.split()[0] for _, asr, _ in found] == ["100.0", "25.0", "30.0", "10.0"]
-    text = landing.table_of([("a <b>", "30.0 [1.0, 60.0]", "")], "of \"c\"")
+    found = landing.models(table_of([*defended, made("dup", asr=0.25), made("onion", asr=0.0)]))
+    assert [line.name for line in found] == [
+        landing.MODEL[0], "ONION", WHOSE["dup"], WHOSE["bedkd"], landing.MODEL[1]]
+    assert [line.asr.split()[0] for line in found] == ["100.0", "0.0", "25.0", "30.0", "10.0"]
+    assert [line.floor for line in found] == pytest.approx([10] * 5)
+    text = landing.table_of([landing.Line("a <b>", "30.0 [1.0, 60.0]", "8.0 [7.0, 9.0]", "",
+                                          12.34, "weights")], "of \"c\"")
     assert 'width:30.0%' in text and "a &lt;b&gt;" in text and "of &quot;c&quot;" in text
+    assert "left:12.3%" in text and "<td>8.0</td><td></td>" in text and "weights" in text
+
+
+def test_what_the_first_page_says_of_its_figure(frame):
+    """Its setting and its four results, from the records."""
+    page = " ".join((ROOT / "chapters/index.md").read_text(encoding="utf8").split())
+    assert "Shorter is better" not in page
+    text, image = usual(frame, "text"), usual(frame, "image")
+    near = (text["distance"] <= 5).groupby(text["defense"]).sum()
+    assert f"in {near[WHOSE['bedkd']]} and {near[WHOSE['dup']]} of 12 runs" in page
+    ntml = image[image["defense"].eq(WHOSE["ntml"])]["distance"]
+    assert f"within six points in {(ntml < 6).sum()} of {len(ntml)} runs" in page
+    ibau = image[image["defense"].eq("I-BAU")].groupby("attack")["asr"].mean()
+    assert f"leaves {ibau.min():.0f} to {ibau.max():.0f}%" in page
+    for kind, size in (("text", 3000), ("image", 12000)):
+        assert f"{size:,}" in page
+        rates = {f"{rate:.0%}" for rate in usual(frame, kind)["rate"]}
+        assert all(rate in page for rate in rates)
 
 
 # ----------------------------------------------------------------------------- made again

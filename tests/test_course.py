@@ -66,6 +66,28 @@ def test_the_course_covers_enough():
     assert len(TESTED) >= 8 and sum(map(len, TESTED.values())) >= 10
 
 
+def test_whatever_a_chapter_checks_is_on_its_sheet():
+    for path in book.notebooks():
+        checked = {e.label for e in book.exercises(path) if e.check}
+        assert checked <= {task.exercise for task in TASKS[path.stem]}, path.stem
+
+
+def test_the_plan_of_the_guide_counts_what_it_sets():
+    """Its exercises are on sheets, its ticks are checks, its minutes are sums."""
+    guide = course.GUIDE.read_text(encoding="utf8")
+    made = {e.label: e for path in book.notebooks() for e in book.exercises(path)}
+    sheets = {task.exercise for tasks in TASKS.values() for task in tasks}
+    plan = re.search(r"^## Six weeks\n.*?(?=^## )", guide, re.MULTILINE | re.DOTALL)[0]
+    homework = [line.split("|")[5] for line in plan.splitlines() if re.match(r"\| \d", line)]
+    assert len(homework) == 6
+    for text in homework:
+        labels = re.findall(r"\{numref\}`(ex-[\w-]+)`( ✓)?", text)
+        assert sum(made[label].minutes for label, _ in labels) == int(
+            re.search(r": (\d+) min", text)[1]), text
+    for label, tick in re.findall(r"\{numref\}`(ex-[\w-]+)`( ✓)?", plan):
+        assert label in sheets and bool(tick) == bool(made[label].check), label
+
+
 def test_students_get_no_solution_and_no_hidden_test(folder):
     for name, tasks in TASKS.items():
         source, release = (cells_of(notebook(folder, kind, name))

@@ -1,11 +1,13 @@
 """The book's result in one figure, made by the build from the records: `:::{result-figure}`.
 
-One tab an attack; in each a table whose bars are the ASR that a defense leaves. The tabs are
-sphinx-design's: they need no script, and without styles all tables stand below each other.
+One tab an attack; in each a table whose bars are the ASR that a defense leaves, with a line at
+the floor of the same models. The tabs are sphinx-design's: they need no script, and without
+styles all tables stand below each other.
 """
 
 import html
 from statistics import fmean
+from typing import NamedTuple
 
 import pandas as pd
 from docutils import nodes
@@ -31,46 +33,94 @@ ATTACKS = {
 MODEL = "without a defense", "never poisoned"
 
 
-def models(cell: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """Return name, ASR and accuracy of each model: attacked, defended, never poisoned.
+class Line(NamedTuple):
+    """A model in the figure, in percent."""
+
+    name: str
+    asr: str
+    """With its interval."""
+    pacc: str
+    """Share of all triggered samples that are classified correctly, if it was measured."""
+    cacc: str
+    """The same share of clean samples, if it was measured."""
+    floor: float
+    """Of the models that were never poisoned, beside the same victims."""
+    holds: str = ""
+    """What the defender needs."""
+
+
+def victims(cell: pd.DataFrame) -> list[dict]:
+    """Return one run for each attacked model: some defenses met others of the same seed.
 
     Args:
         cell: All runs with one attack.
     """
-    # All defenses of a seed met the same model, or one that was trained like it.
-    runs = list(cell.drop_duplicates("seed")["run"])
-    found = [(fmean(results.value(run, "asr") for run in part["run"]), name,
-              results.over_seeds(list(part["run"]), "asr"),
-              results.over_seeds(list(part["run"]), "cacc"))
-             for name, part in cell.groupby("defense")]
-    return [(MODEL[0], results.over_seeds(runs, "asr_before"),
-             results.over_seeds(runs, "cacc_before")),
-            *(model[1:] for model in sorted(found)),
-            (MODEL[1], results.over_seeds(runs, "floor"), "")]
+    met = {(run["seed"], *(results.value(run, key) for key in
+                           ("asr_before", "cacc_before", "floor"))): run for run in cell["run"]}
+    return list(met.values())
 
 
-def table_of(measured: list[tuple[str, str, str]], caption: str) -> str:
-    """Return an HTML table with a bar as long as the ASR.
+def models(cell: pd.DataFrame) -> list[Line]:
+    """Return each model: attacked, defended (nearest to the floor first), never poisoned.
+
+    Args:
+        cell: All runs with one attack.
+    """
+    met = victims(cell)
+    parts = {name: part for name, part in cell.groupby("defense")}
+    defended = []
+    for name, part in sorted(parts.items(), key=lambda x: x[1]["distance"].mean()):
+        asr, pacc, cacc = (results.over_seeds(list(part["run"]), key)
+                           for key in ("asr", "pacc", "cacc"))
+        defended.append(Line(str(name), asr, pacc, cacc, part["floor"].mean(),
+                             part["holds"].iloc[0]))
+    floor = 100 * fmean(results.value(run, "floor") for run in met)
+    return [Line(MODEL[0], results.over_seeds(met, "asr_before"), "",
+                 results.over_seeds(met, "cacc_before"), floor), *defended,
+            Line(MODEL[1], results.over_seeds(met, "floor"),
+                 results.over_seeds(met, "clean_pacc"), "", floor)]
+
+
+def caption_of(cell: pd.DataFrame, about: str) -> str:
+    """Say what an attack does and what was measured.
+
+    Args:
+        cell: All runs with one attack.
+        about: The attack, in a sentence.
+    """
+    rates = ", ".join(f"{rate:.0%}" for rate in sorted(cell["rate"].unique()))
+    seeds, met = cell["seed"].nunique(), len(victims(cell))
+    of = ("All defenses met the same models." if met == seeds else
+          f"The defenses met {met} models in all, trained alike; the gray bars are their mean.")
+    return (f"{about} Percent of triggered or clean samples; {rates} of the training set "
+            f"poisoned; means of {seeds} seeds, for the ASR with 95% intervals. {of}")
+
+
+def table_of(measured: list[Line], caption: str) -> str:
+    """Return an HTML table with a bar as long as the ASR, and a line at the floor.
 
     Args:
         measured: From `models`.
         caption: Above the table.
     """
-    def line(name: str, asr: str, cacc: str) -> str:
-        role = " class=\"bd-model\"" if name in MODEL else ""
-        bar = f'<span class="bd-bar" style="width:{asr.split()[0]}%"></span>'
+    def entry(line: Line) -> str:
+        role = " class=\"bd-model\"" if line.name in MODEL else ""
+        bar = (f'<span class="bd-lane"><span class="bd-bar" style="width:{line.asr.split()[0]}%">'
+               f'</span><span class="bd-floor" style="left:{line.floor:.1f}%"></span></span>')
         # On a phone the interval goes below its number.
-        asr, cacc = (text.replace(" [", ' <span class="bd-interval">[').replace("]", "]</span>")
-                     for text in (asr, cacc))
-        return (f'<tr{role}><th scope="row">{html.escape(name)}</th>'
-                f'<td class="bd-track" aria-hidden="true">{bar}</td>'
-                f"<td>{asr}</td><td>{cacc}</td></tr>")
+        asr = line.asr.replace(" [", ' <span class="bd-interval">[').replace("]", "]</span>")
+        numbers = "".join(f"<td>{text}</td>" for text in
+                          (asr, line.pacc.split(" ")[0], line.cacc.split(" ")[0]))
+        holds = f' <span class="bd-holds">{line.holds}</span>' if line.holds else ""
+        return (f'<tr{role}><th scope="row">{html.escape(line.name)}{holds}</th>'
+                f'<td class="bd-track" aria-hidden="true">{bar}</td>{numbers}</tr>')
 
     head = "".join(f'<th scope="col">{name}</th>' for name in
-                   ("model", '<span aria-hidden="true">0 to 100%</span>', "ASR", "accuracy"))
+                   ("model and what it needs", '<span aria-hidden="true">0 to 100%</span>', "ASR",
+                    "right with trigger", "right without"))
     return (f'<div class="bd-bars" tabindex="0" role="region" aria-label="{html.escape(caption)}">'
             f"<table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>"
-            f"<tbody>{''.join(line(*model) for model in measured)}</tbody></table></div>")
+            f"<tbody>{''.join(entry(line) for line in measured)}</tbody></table></div>")
 
 
 class ResultFigure(SphinxDirective):
@@ -88,11 +138,8 @@ class ResultFigure(SphinxDirective):
             name, about = ATTACKS[kind, attack]
             cell = comparison.usual(frame, kind)
             cell = cell[cell["attack"].eq(attack)]
-            seeds = sorted(cell.groupby("defense")["seed"].nunique().unique())
-            counted = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
-            caption = f"{about} Percent, with 95% intervals; seeds: {counted}."
             lines += [f":::{{tab-item}} {name}", "```{raw} html",
-                      table_of(models(cell), caption), "```", ":::"]
+                      table_of(models(cell), caption_of(cell, about)), "```", ":::"]
         return self.parse_text_to_nodes("\n".join([*lines, "::::"]))
 
 
