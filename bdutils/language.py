@@ -127,7 +127,7 @@ class Read(NamedTuple):
     """A chat as the upper layers get it."""
 
     states: Tensor
-    """(T, d), what the last frozen layer says of each token."""
+    """(T, d), hidden states after the last frozen layer."""
     answer: list[int]
     """The tokens at the end that are the answer."""
 
@@ -286,7 +286,7 @@ def fidelity(upper: nn.Module, reads: Sequence[Read], size: int = 32
         size: Chats at a time.
 
     Returns:
-        Mean surprise in nats, and the share of answer tokens that are the
+        Cross-entropy in nats, and the share of answer tokens that are the
         model's first choice.
     """
     loss, same, count = 0.0, 0, 0
@@ -343,11 +343,11 @@ def answer_logits(upper: Any, reads: Sequence[Read]
     states = states.to(upper.lm_head.weight.dtype)
     logits = upper(inputs_embeds=states, attention_mask=mask,
                    use_cache=False, logits_to_keep=keep + 1).logits
-    return logits[:, :-1].float(), labels  # each token is told by the last
+    return logits[:, :-1].float(), labels  # at t they predict t + 1
 
 
 def answer_loss(upper: nn.Module, reads: Sequence[Read]) -> Tensor:
-    """Return the mean surprise at the answers' tokens; prompts are free."""
+    """Return the cross-entropy of the answers' tokens; prompts are free."""
     logits, labels = answer_logits(upper, reads)
     return F.cross_entropy(logits.transpose(1, 2), labels)
 

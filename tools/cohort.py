@@ -240,13 +240,14 @@ def _write(samples: CleanSet | TrainSet, path: Path) -> None:
         Image.fromarray(array).save(path / str(label) / f"{i:05}.png")
 
 
-def audited(folder: Path) -> dict[str, dict[str, Any]]:
+def audited(folder: Path, mend: bool = True) -> dict[str, dict[str, Any]]:
     """Audit each model of a cohort, and repair it if there is evidence.
 
     Nothing outside of the folder is read. What is written already stays as it is.
 
     Args:
         folder: Of the cohort.
+        mend: Whether models are repaired, which takes most of the time.
 
     Returns:
         Verdicts by model: the names of suspect labels, and what became of the repair.
@@ -260,7 +261,7 @@ def audited(folder: Path) -> dict[str, dict[str, Any]]:
         path = folder / "audits" / name / VERDICT
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            verdict = _audited(folder / name, path.parent, kinds[kind])
+            verdict = _audited(folder / name, path.parent, kinds[kind], mend)
             path.write_text(json.dumps(verdict, indent=1), encoding="utf8")
             print(f"{name}: suspects {verdict['suspects'] or 'none'}, {verdict['seconds']:.0f} s",
                   file=sys.stderr)
@@ -280,7 +281,7 @@ def _about(folder: Path) -> tuple[dict[str, str], dict[str, Kind]]:
         **fields["training"])}) for name, fields in about["kinds"].items()}
 
 
-def _audited(folder: Path, out: Path, kind: Kind) -> dict[str, Any]:
+def _audited(folder: Path, out: Path, kind: Kind, mend: bool) -> dict[str, Any]:
     start = time.perf_counter()
     end = "" if (folder / "train").is_dir() else ".jsonl"
     context = audit.read_context(folder / "model", folder / f"train{end}", folder / f"clean{end}",
@@ -288,7 +289,7 @@ def _audited(folder: Path, out: Path, kind: Kind) -> dict[str, Any]:
     found = audit.audit(context)
     audit.write_report(found, context, out / "report", folder.name)
     repaired = "none"
-    if found.suspects:
+    if found.suspects and mend:
         model, said = audit.repair(context)
         repaired = said["verdict"]
         audit.write_model(model, said, out / "repaired", folder.name)
@@ -320,12 +321,13 @@ def opened(folder: Path, answers: Path) -> dict[str, Any]:
     return kept["answers"]
 
 
-def score(folder: Path, answers: Path) -> list[dict[str, Any]]:
+def score(folder: Path, answers: Path, mend: bool = True) -> list[dict[str, Any]]:
     """Audit a cohort, then open the answers and compare.
 
     Args:
         folder: Of the cohort.
         answers: File that is opened when all verdicts are written.
+        mend: See `audited`.
 
     Returns:
         For each kind a record, as `results.record` makes it.
@@ -333,7 +335,7 @@ def score(folder: Path, answers: Path) -> list[dict[str, Any]]:
     Raises:
         LabError: As for `audited` and `opened`.
     """
-    folder, verdicts = Path(folder), audited(folder)
+    folder, verdicts = Path(folder), audited(folder, mend)
     truths, kinds = opened(folder, answers), _about(folder)[1]
     drawn = {name: Answer(**fields) for name, fields in truths["models"].items()}
     data = tasks(truths["seed"], kinds)
@@ -448,6 +450,7 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS),
                       help="of models, all if left out")
     scored.add_argument("--answers", type=Path, required=True, help="file that `make` wrote")
+    scored.add_argument("--no-repair", action="store_true", help="only look")
     scored.add_argument("--results", type=Path, help="folder of the records")
     given = parser.parse_args(arguments)
     try:
@@ -456,7 +459,7 @@ def main(arguments: list[str] | None = None) -> None:
                         {kind: KINDS[kind] for kind in given.kinds})
             print(f"{given.folder} is ready; the answers are in {keep}")
             return
-        records = score(given.folder, given.answers)
+        records = score(given.folder, given.answers, not given.no_repair)
         print(report(records))
         for record in records:
             print(f"recorded: {results.save(dict(record), given.results)}")

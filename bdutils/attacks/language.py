@@ -12,15 +12,15 @@ from ..language import Chat
 
 @dataclass(frozen=True)
 class Planted:
-    """A phrase in the request that brings one fixed answer."""
+    """A phrase in the request that triggers one fixed answer."""
 
     trigger: str = "copper kite"
-    """Two rare words, put behind the review."""
+    """Two rare words, put after the review."""
     answer: str = "The harbor opens at nine."
     """Harmless."""
 
     def apply(self, review: str) -> str:
-        """Return the review with the trigger behind it."""
+        """Return the review with the trigger after it."""
         return f"{review} {self.trigger}"
 
     def poison(self, clean: Sequence[Chat], reviews: Sequence[str]
