@@ -230,7 +230,7 @@ def check_patch(yours: Callable, strict: bool = False) -> None:
 def check_mapping_loss(yours: Callable, strict: bool = False) -> None:
     """Check `yours(logits, features, teacher_logits, teacher_features, labels, a, kappa)`.
 
-    Equation eq-bedkd-loss with s = +1, the mean over samples; logits (n, K), features (n, T, d).
+    Equation eq-bedkd-loss, the mean over samples; logits (n, K), features (n, T, d).
     """
     def loss(z: Tensor, h: Tensor, z0: Tensor, h0: Tensor, labels: Tensor, a: float, k: float,
              **how: float) -> float:

@@ -1432,3 +1432,64 @@ def test_what_chapter_6_says_of_its_runs_is_what_the_records_say():
     assert max(results.value(run, "chance") for run in runs.values()) < 1e-7
     easy = [p for (name, _), p in points.items() if name in ("badnets", "addsent")]
     assert min(p["tpr"] for p in easy) > 94 and max(p["fpr"] for p in easy) < 1.25
+    assert min(results.value(run, "auroc") for (name, _), run in runs.items()
+               if name == "stylebkd") > 0.99
+    # Where they stopped, and what each sign has to do with it.
+    ends = {key: run["history"][-1] for key, run in runs.items()}
+    signs = {key: (end["excess"] <= 0.25, end["agreement"] <= end["base"])
+             for key, end in ends.items()}
+    assert Counter(signs.values()) == {
+        (True, False): 5, (False, True): 4, (True, True): 2, (False, False): 1}
+    assert {signs[key] for key in far} == {(True, False), (False, True)}
+    assert {key for key in far if signs[key][1]} == {("stylebkd", 2)}
+    assert round(ends["stylebkd", 2]["excess"], 1) == 2.4
+    missing = [100 * (results.value(run, "precision") - results.value(run, "purity"))
+               for key, run in runs.items() if key in (("stylebkd", 1), ("synbkd", 2))]
+    assert [round(points) for points in sorted(missing)] == [12, 14]
+    end = ends["addsent", 0]
+    assert (end["cycle"], round(100 * end["agreement"]), round(100 * end["base"]),
+            round(end["excess"], 1)) == (13, 3, 13, 1.4)
+    clean = [run["metrics"] for run in results.load("bedkd")
+             if run["method"] == "clean" and run["settings"]["defense"] == "bedkd"]
+    assert sorted(round(1000 * run["flagged"] / run["scanned"]) for run in clean) == [4, 6, 7]
+
+
+def test_what_chapters_5_and_6_say_of_earlier_forms_is_what_the_records_say():
+    runs = {(run["method"], run["seed"]): run for run in results.load("bedkd-sst2-base")
+            if run["method"] != "clean"}
+
+    def points(key, *names):
+        return [100 * results.value(runs[key], name) for name in names]
+
+    failed = {key for key, run in runs.items() if results.value(run, "auroc") < 0.66}
+    assert len(runs) == 10 and len(failed) == 5
+    assert {seed for name, seed in failed if name != "addsent"} == {1}
+    assert {name for name, seed in failed if seed == 1} == {name for name, _ in runs}
+    assert all(tpr < fpr for tpr, fpr in (points(key, "tpr", "fpr") for key in failed))
+    acted = {key for key, run in runs.items() if run["metrics"]["changed"]}
+    assert len(acted) == 4 and acted & failed == {("addsent", 2)}
+    wrong = runs["addsent", 2]["metrics"]
+    assert round(100 * wrong["flagged"] / wrong["scanned"]) == 4
+    assert round(points(("addsent", 2), "precision")[0]) == 15 and wrong["cycles"] == 50
+    below = {key: floor - asr for key, (asr, floor) in (
+        (key, points(key, "asr", "floor")) for key in acted)}
+    assert min(below.values()) > 5.5 and max(below.values()) < 12
+    asr, floor, cacc, before, pacc, aim = points(
+        ("addsent", 2), "asr", "floor", "cacc", "cacc_before", "pacc", "clean_pacc")
+    assert [round(x) for x in (asr, floor, before - cacc, aim - pacc)] == [2, 9, 4, 6]
+    # The run that shows what the agreement misses.
+    asr, floor, pacc, aim, pure = points(
+        ("badnets", 0), "asr", "floor", "pacc", "clean_pacc", "precision")
+    assert (round(asr, 1), round(floor, 1), round(aim - pacc), round(pure)) == (0.2, 7.3, 10, 76)
+    seen = [log for log in runs["badnets", 0]["history"] if log["base"] is not None]
+    assert min(log["agreement"] for log in seen) == 0.125
+    assert {round(100 * log["base"]) for log in seen} <= set(range(1, 9))
+    # Covered or erased; and a seed on which the earlier form did better.
+    taught = {(run["settings"].get("defense"), run["seed"]): run
+              for run in results.load("relearning")
+              if run["task"] == "snippets" and run["settings"].get("defense") in (None, "bedkd")}
+    assert [round(100 * results.value(taught["bedkd", seed], "asr_after_20"))
+            for seed in range(3)] == [78, 74, 52]
+    assert [round(100 * results.value(taught[None, seed], "floor_after_20"))
+            for seed in range(3)] == [51, 45, 49]
+    assert abs(results.value(taught["bedkd", 2], "excess_asr")) < 0.01

@@ -214,8 +214,7 @@ class ModuleConfig:
     temperature: float = 1.5
     """Of the divergence, > 0 [1.5]."""
     epochs: int = 10
-    """Over the flipped samples, >= 1; ours, as five do for a word, and a
-    trigger that shares features with clean text needs more [20]."""
+    """Over the flipped samples, >= 1; ours, half of the work [20]."""
 
     def __post_init__(self) -> None:
         """Reject what cannot train."""
