@@ -232,3 +232,38 @@ def test_what_is_recorded_was_sealed_before():
     wanted = json.loads((ROOT / "data" / "sealed.json").read_text())
     for record in results.load("cohorts"):
         assert record["settings"]["sealed"] == wanted[str(record["seed"])]
+
+
+def test_the_page_says_what_the_cohorts_gave():
+    """Each line of its table, and each count, from the records of three cohorts."""
+    page = " ".join((ROOT / "chapters" / "audit.md").read_text().replace("−", "-").split())
+    names = {"badnets": "BadNets", "addsent": "AddSent", "synbkd": "SynBkd", "wanet": "WaNet",
+             "stylebkd": "StyleBkd", "blended": "Blended", "sig": "SIG"}
+    kinds = {"text": "classifiers of sentences", "adapter": "LoRA adapters",
+             "image": "networks on Fashion-MNIST"}
+    models = {kind: [(run["seed"], one) for run in results.load("cohorts") if run["seed"] <= 3
+                     and run["settings"]["kind"] == kind for one in run["history"]]
+              for kind in kinds}
+    poisoned = [(seed, kind, one) for kind in kinds for seed, one in models[kind]
+                if one["attack"] != "clean"]
+    for seed, kind, one in poisoned:
+        after, change = "–", "–"
+        if "asr_after" in one:
+            after = f"{100 * one['asr_after']:.0f}"
+            change = f"{100 * (one['cacc_after'] - one['cacc_before']):+.1f}"
+        named = "yes" if one["hit"] else "**no**"
+        assert (f"| {seed}, {kind}: {names[one['attack']]}, {100 * one['poison_rate']:.1f}% | "
+                f"{named} | {100 * one['asr_before']:.0f} → {after} | "
+                f"{100 * one['floor_before']:.0f} | {change} |") in page
+    for kind, name in kinds.items():
+        hits = [one["hit"] for _, one in models[kind] if one["attack"] != "clean"]
+        alarms = [one["false_alarm"] for _, one in models[kind] if one["attack"] == "clean"]
+        assert (f"| {name} | {sum(hits)} of {len(hits)} | {sum(alarms)} of {len(alarms)} |"
+                in page)
+    hits = wilson(sum(one["hit"] for *_, one in poisoned), len(poisoned))
+    clean = wilson(0, sum(len(some) for some in models.values()) - len(poisoned))
+    assert (f"{100 * hits.value:.0f}%, 95% interval {100 * hits.low:.0f} to "
+            f"{100 * hits.high:.0f}%") in page
+    assert f"none of {clean.n} clean ones (0 to {100 * clean.high:.0f}%)" in page
+    assert max(one["asr_after"] - one["floor_before"] for *_, one in poisoned
+               if "asr_after" in one) < 0.135
