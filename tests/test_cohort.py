@@ -235,18 +235,20 @@ def test_what_is_recorded_was_sealed_before():
 
 
 def test_the_page_says_what_the_cohorts_gave():
-    """Each line of its table, and each count, from the records of three cohorts."""
+    """Each line of its table, and each count, from the records."""
     page = " ".join((ROOT / "chapters" / "audit.md").read_text().replace("−", "-").split())
     names = {"badnets": "BadNets", "addsent": "AddSent", "synbkd": "SynBkd", "wanet": "WaNet",
              "stylebkd": "StyleBkd", "blended": "Blended", "sig": "SIG"}
     kinds = {"text": "classifiers of sentences", "adapter": "LoRA adapters",
              "image": "networks on Fashion-MNIST"}
-    models = {kind: [(run["seed"], one) for run in results.load("cohorts") if run["seed"] <= 3
-                     and run["settings"]["kind"] == kind for one in run["history"]]
+    models = {kind: [(run["seed"], one) for run in results.load("cohorts")
+                     if run["settings"]["kind"] == kind for one in run["history"]]
               for kind in kinds}
     poisoned = [(seed, kind, one) for kind in kinds for seed, one in models[kind]
                 if one["attack"] != "clean"]
     for seed, kind, one in poisoned:
+        if seed == 4:  # was not repaired
+            continue
         after, change = "–", "–"
         if "asr_after" in one:
             after = f"{100 * one['asr_after']:.0f}"
@@ -265,5 +267,14 @@ def test_the_page_says_what_the_cohorts_gave():
     assert (f"{100 * hits.value:.0f}%, 95% interval {100 * hits.low:.0f} to "
             f"{100 * hits.high:.0f}%") in page
     assert f"none of {clean.n} clean ones (0 to {100 * clean.high:.0f}%)" in page
+    missed = ", ".join(f"{names[one['attack']]} at {100 * one['poison_rate']:.1f}%"
+                       for *_, one in poisoned if not one["hit"])
+    assert f"It missed {', and '.join(missed.rsplit(', ', 1))}" in page
+    inserted = [one["hit"] for *_, one in poisoned if one["attack"] in ("badnets", "addsent")
+                and one["poison_rate"] >= 0.1 and "size" not in one["options"]]
+    assert f"{sum(inserted)} of {len(inserted)}" in page and all(inserted)
+    texts = wilson(0, sum(one["attack"] == "clean" for kind in ("text", "adapter")
+                          for _, one in models[kind]))
+    assert f"| {texts.n} | 0 (0 to {100 * texts.high:.0f}%) |" in page
     assert max(one["asr_after"] - one["floor_before"] for *_, one in poisoned
                if "asr_after" in one) < 0.135
