@@ -168,9 +168,9 @@ def test_a_rare_word_is_found_though_the_flags_are_too_few(victim, monkeypatch):
 
 def test_a_repair_unlearns_the_samples_that_hold_a_suspect_word(victim, monkeypatch):
     rare = suspected(with_trigger(50, count=1200))
-    given, real = [], DUP.repair
-    monkeypatch.setattr(DUP, "repair", lambda self, context, suspects: given.append(suspects)
-                        or real(self, context, suspects))
+    given, real = [], audit.texts.repair_suspects
+    monkeypatch.setattr(audit.texts, "repair_suspects", lambda context, suspects, config: (
+        given.append(suspects) or real(context, suspects, config)))
     about = audit.repair(rare, DUP(unlearning=UnlearnConfig(epochs=1, min_steps=2)))[1]
     (found,), = given
     assert found.indices == tuple(range(0, 1200, 50)) and found.purity == 1

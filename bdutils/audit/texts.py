@@ -31,7 +31,7 @@ from ..defenses.detector import (
     fit_detector,
     power,
 )
-from ..defenses.dup import DUP, suspects_of
+from ..defenses.dup import DUP, repair_suspects, suspects_of
 from ..metrics import Rate, cacc, wilson
 from ..models.adopt import class_names, first_token_is_blind
 from ..models.text import Classifier
@@ -225,7 +225,7 @@ def repair(context: Context, config: DUP) -> Outcome:
         mine = tuple(i for i in held if train.labels[i] == label)
         if mine:  # as many of them are clean as have another label
             suspects.append(SuspectClass(mine, math.inf, math.inf, 2 - len(held) / len(mine)))
-    return config.repair(context, suspects) if suspects else outcome
+    return repair_suspects(context, suspects, config) if suspects else outcome
 
 
 def _phrases(train: TrainSet, label: int, flagged: Sequence[int], least: int

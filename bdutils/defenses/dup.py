@@ -4,7 +4,7 @@
 __all__ = ['AUTHORS', 'AdapterConfig', 'with_adapter', 'flagged_batches', 'clean_batches', 'divergence', 'unlikelihood',
            'UnlearnConfig', 'unlearning_term', 'log_odds', 'goal', 'mismatch', 'dup_loss', 'StopConfig', 'lr_factor',
            'unlearning_steps', 'expected_agreement', 'observer', 'harmed', 'turned', 'settled', 'unlearn', 'search',
-           'suspects_of', 'DUP']
+           'suspects_of', 'repair_suspects', 'DUP']
 
 # %% ../../chapters/08_dup.ipynb #c08-012
 import copy
@@ -654,6 +654,29 @@ def _unlearn(context: Context, parts: Sequence[CleanSet],
     return model, history, {"student": student, "share": share,
                             "purity": purity}
 
+# %% ../../chapters/08_dup.ipynb #c08-062b
+def repair_suspects(context: Context, suspects: Sequence[SuspectClass],
+                    config: "DUP") -> Outcome:
+    """Do the second half of the defense, however the suspects were found.
+
+    Args:
+        context: With the suspected model and its training set.
+        suspects: Of some classes.
+        config: How to unlearn the answers to them.
+    """
+    start = time.perf_counter()
+    before, parts = context.classifier, _parts(context, config)
+    model, history, about = _unlearn(context, parts, suspects, config)
+    loss = config.stopping.max_loss if config.stopping.stop else None
+    verdict = accept_if_harmless(before, model, parts[1], loss,
+                                 stacklevel=5)
+    if verdict == "purified":
+        _warn_unless_settled(history, config.stopping)
+    else:
+        model = clone(before)
+    return Outcome(model, verdict, {"purify": time.perf_counter() - start},
+                   tuple(history), about | {"suspects": suspects})
+
 # %% ../../chapters/08_dup.ipynb #c08-063
 @register("dup")
 @dataclass(frozen=True)
@@ -705,32 +728,11 @@ class DUP:
         start = time.perf_counter()
         report, suspects = _found(context, _parts(context, self), self)
         searched = time.perf_counter() - start
-        outcome = self.repair(context, suspects) if suspects else Outcome(
-            clone(context.classifier), "no evidence", {"purify": 0.0})
+        outcome = repair_suspects(context, suspects, self) if suspects \
+            else Outcome(clone(context.classifier), "no evidence",
+                         {"purify": 0.0})
         return replace(outcome, report={**report, **outcome.report},
                        seconds={"search": searched, **outcome.seconds})
-
-    def repair(self, context: Context, suspects: Sequence[SuspectClass]
-               ) -> Outcome:
-        """Unlearn the answers to suspects, however they were found.
-
-        Args:
-            context: With the suspected model and its training set.
-            suspects: Of some classes.
-        """
-        start = time.perf_counter()
-        before, parts = context.classifier, _parts(context, self)
-        model, history, about = _unlearn(context, parts, suspects, self)
-        loss = self.stopping.max_loss if self.stopping.stop else None
-        verdict = accept_if_harmless(before, model, parts[1], loss,
-                                     stacklevel=5)
-        if verdict == "purified":
-            _warn_unless_settled(history, self.stopping)
-        else:
-            model = clone(before)
-        return Outcome(model, verdict,
-                       {"purify": time.perf_counter() - start},
-                       tuple(history), about | {"suspects": suspects})
 
 # %% ../../chapters/08_dup.ipynb #c08-065r
 AUTHORS = DUP(

@@ -37,6 +37,7 @@ class Line(NamedTuple):
     """A model in the figure, in percent."""
 
     name: str
+    """For readers."""
     asr: str
     """With its interval."""
     pacc: str
