@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from helpers.architectures import save_tiny
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,6 +78,20 @@ def test_the_commands_run_from_a_wheel(ask, module, said):
     done = ask("import runpy", f"sys.argv[0] = 'bdutils.{module}'",
                f"runpy.run_module('bdutils.{module}', run_name='__main__', alter_sys=True)")
     assert said in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.alone
+def test_a_model_is_audited_from_a_wheel(ask, tmp_path):
+    """The templates of the report are there, and nothing of the clone is needed."""
+    save_tiny("bert", tmp_path / "model")
+    for name, size in (("train", 120), ("clean", 60)):
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(
+            f"{name} film {i} was {('bad', 'good')[i % 2]},{i % 2}\n" for i in range(size)))
+    done = ask("from bdutils.__main__ import main",
+               "sys.exit(main(['audit', 'model', '--train', 'train.csv', '--clean', 'clean.csv', "
+               "'--out', 'report']))")
+    assert done.returncode in (0, 3), done.stderr
+    assert "Label by label" in (tmp_path / "report/index.html").read_text(encoding="utf8")
 
 
 @pytest.mark.alone
