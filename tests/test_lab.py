@@ -297,11 +297,11 @@ def test_what_guessing_earns_is_computed_from_the_rules():
 
 
 def test_the_page_shows_what_its_run_has_found():
-    """A line of the page is a suspect, as given or repaired; one more was trained by hand."""
+    """A line of the page is a suspect, as given or repaired."""
     found = json.loads((PAGE.parents[2] / "data/lab/seed-2.json").read_text(encoding="utf8"))
     table = re.findall(r"^\| ([abc]), (as given|by \w+) \| (.*) \|$", PAGE.read_text("utf8"), re.M)
     measures = ("CACC", "ASR", "floor", "PACC", "clean PACC")
-    assert len(table) == 6
+    assert len(table) == 5  # the clean suspect was left alone
     for suspect, state, cells in table:
         rates = found[f"suspect-{suspect}"]["before" if state == "as given" else "after"]
         for measure, cell in zip(measures, cells.split("|"), strict=True):
@@ -310,5 +310,5 @@ def test_the_page_shows_what_its_run_has_found():
                 value, low, high = (f"{100 * rate[key]:.1f}" for key in ("value", "low", "high"))
                 assert cell.strip() == f"{value} [{low}, {high}]", (suspect, state, measure)
     right = [sum(one[what] is True for one in found.values()) for what in ("detected", "target")]
-    assert right == [2, 2]
-    assert "Two verdicts of three are right, and both labels" in PAGE.read_text("utf8")
+    assert right == [3, 2]
+    assert "Three verdicts of three are right, and both labels" in PAGE.read_text("utf8")
