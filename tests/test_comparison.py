@@ -514,6 +514,18 @@ def test_a_bar_is_as_long_as_its_rate(landing):
     assert "left:12.3%" in text and "<td>8.0</td><td></td>" in text and "weights" in text
 
 
+def test_the_pdf_has_the_same_numbers_as_the_first_page(frame, landing):
+    cell = usual(frame, "text")
+    cell = cell[cell["attack"].eq("badnets")]
+    lines = landing.models(cell)
+    rows = landing.plain_table_of(lines, "caption").splitlines()
+    assert rows[0] == "caption" and len(rows) == len(lines) + 4
+    for row, line in zip(rows[4:], lines, strict=True):
+        name, asr, pacc, cacc = (part.strip() for part in row.strip("|").split("|"))
+        assert name.startswith(line.name) and line.holds in name
+        assert asr == line.asr and line.pacc.startswith(pacc) and line.cacc.startswith(cacc)
+
+
 def test_what_the_first_page_says_of_its_figure(frame):
     """Its setting and its four results, from the records."""
     page = " ".join((ROOT / "chapters/index.md").read_text(encoding="utf8").split())

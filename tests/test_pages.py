@@ -6,9 +6,12 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
+from docutils import nodes
+from docutils.utils import new_document
 from helpers.pages import HTML, PAGES, ROOT, page
+from sphinx.addnodes import start_of_file
 
-from tools.sphinx import citation, folds
+from tools.sphinx import citation, folds, paper
 
 each_page = pytest.mark.parametrize("name", PAGES)
 
@@ -106,3 +109,27 @@ def test_a_folded_cell_says_what_is_in_it(code, said):
 def test_no_fold_says_only_that_it_is_one(name):
     titles = page(name).select("details.hide > summary")
     assert not [title for title in titles if "code cell source" in title.text]
+
+
+# ------------------------------------------------------------------------ on the way into the PDF
+
+
+def test_the_pdf_numbers_what_the_site_numbers():
+    """Its chapter 5 is the site's, though a page without a number stands before it."""
+    tree = new_document("book")
+    for name in ("part", "05"):
+        tree += start_of_file("", nodes.section(), docname=name)
+    paper._number_chapters(tree, {"part": {}, "05": {"": (5,)}})
+    assert [page[0].astext() for page in tree] == [
+        r"\setcounter{secnumdepth}{-1}", r"\setcounter{secnumdepth}{2}"]
+
+
+@pytest.mark.parametrize("mode", ["input", None])
+def test_the_pdf_leaves_out_the_code_that_the_site_folds(mode):
+    tree = new_document("page")
+    cell = nodes.container(nb_element="cell_code", **({"hide_mode": mode} if mode else {}))
+    cell += nodes.container("", nodes.Text("code"), nb_element="cell_code_source")
+    cell += nodes.container("", nodes.Text("output"), nb_element="cell_code_output")
+    tree += cell
+    paper._leave_out_folded(tree)
+    assert ("code" in tree.astext()) == (mode is None) and "output" in tree.astext()

@@ -31,6 +31,7 @@ ATTACKS = {
         "Label-Consistent", "Patches lie in all corners; no label is wrong."),
 }
 MODEL = "without a defense", "never poisoned"
+HEADS = "ASR", "right with trigger", "right without"
 
 
 class Line(NamedTuple):
@@ -117,11 +118,25 @@ def table_of(measured: list[Line], caption: str) -> str:
                 f'<td class="bd-track" aria-hidden="true">{bar}</td>{numbers}</tr>')
 
     head = "".join(f'<th scope="col">{name}</th>' for name in
-                   ("model and what it needs", '<span aria-hidden="true">0 to 100%</span>', "ASR",
-                    "right with trigger", "right without"))
+                   ("model and what it needs", '<span aria-hidden="true">0 to 100%</span>',
+                    *HEADS))
     return (f'<div class="bd-bars" tabindex="0" role="region" aria-label="{html.escape(caption)}">'
             f"<table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>"
             f"<tbody>{''.join(entry(line) for line in measured)}</tbody></table></div>")
+
+
+def plain_table_of(measured: list[Line], caption: str) -> str:
+    """Return the same as a Markdown table, for the PDF.
+
+    Args:
+        measured: From `models`.
+        caption: Above the table.
+    """
+    lines = [(f"{line.name} ({line.holds})" if line.holds else line.name, line.asr,
+              line.pacc.split(" ")[0], line.cacc.split(" ")[0]) for line in measured]
+    head = ("model and what it needs", *HEADS)
+    rows = [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *lines)]
+    return "\n".join([caption, "", *rows])
 
 
 class ResultFigure(SphinxDirective):
@@ -140,7 +155,9 @@ class ResultFigure(SphinxDirective):
             cell = comparison.usual(frame, kind)
             cell = cell[cell["attack"].eq(attack)]
             lines += [f":::{{tab-item}} {name}", "```{raw} html",
-                      table_of(models(cell), caption_of(cell, about)), "```", ":::"]
+                      table_of(models(cell), caption_of(cell, about)), "```",
+                      "```{only} latex", plain_table_of(models(cell), caption_of(cell, about)),
+                      "```", ":::"]
         return self.parse_text_to_nodes("\n".join([*lines, "::::"]))
 
 

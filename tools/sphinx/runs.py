@@ -58,6 +58,7 @@ def minutes(seconds: float) -> str:
 
 class _Table(SphinxDirective):
     head: tuple[str, ...]
+    widths: tuple[int, ...]  # of the columns in the PDF
 
     def lines(self) -> list[list[str]]:
         raise NotImplementedError
@@ -65,7 +66,11 @@ class _Table(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return the table."""
         lines = [self.head, ["---"] * len(self.head), *self.lines()]
-        return self.parse_text_to_nodes("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        columns = "".join(rf">{{\raggedright\arraybackslash}}\X{{{width}}}{{{sum(self.widths)}}}"
+                          for width in self.widths)
+        return self.parse_text_to_nodes(
+            f"```{{tabularcolumns}} {columns}\n```\n\n{rows}")
 
 
 class ChapterRuns(_Table):
@@ -73,6 +78,7 @@ class ChapterRuns(_Table):
 
     head = ("chapter", "minutes", "processor minutes", "peak memory, GiB", "models trained",
             "seed", "machine", "PyTorch, transformers", "date")
+    widths = (5, 3, 4, 3, 3, 3, 5, 5, 4)
 
     def lines(self) -> list[list[str]]:
         """Return the lines, and have the page made again when a record changes."""
@@ -85,6 +91,7 @@ class StudyRuns(_Table):
     """The recorded studies."""
 
     head = ("study", "runs", "seeds", "scale", "dates", "PyTorch", "transformers")
+    widths = (6, 2, 3, 2, 5, 5, 4)
 
     def lines(self) -> list[list[str]]:
         """Return the lines, and have the page made again when a record changes."""
