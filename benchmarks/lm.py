@@ -237,7 +237,7 @@ def repair(lab: Lab, seeds: tuple[int, ...]) -> None:
                     note = f"{method} by odds"  # names the training
                     parts += [(lab.fitted(lab.clean, recipe, update, loss, note), 1.0)]
                 mended = with_update(lab.upper, *parts, dtype=torch.float32)
-                made |= lab.measured(with_update(mended))
+                made |= lab.measured(with_update(mended), misses=True)
                 again = fit(mended, lab.reads(lab.five), FIVE)
                 hits = lab.hits(with_update(mended, (again, 1.0)), lab.attack.apply, 50)
                 made["again"] = wilson(sum(hits), len(hits))
