@@ -465,7 +465,7 @@ def check_answer_loss(yours: Callable, strict: bool = False) -> None:
     leaf = logits.clone().requires_grad_()
     report(yours, [
         case("an answer of two tokens", 2), case("an answer of three tokens", 3),
-        Case("logits that get a gradient", (leaf, ids, 2), 8,
+        Case("entries of the logits that get a gradient", (leaf, ids, 2), 8,
              {"The prompt must get none.": 16}, _reached(leaf))], strict, LOSS)
 
 

