@@ -291,7 +291,7 @@ def evidence_of(flagged: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor],
         rest: Of clean samples with other labels.
 
     Returns:
-        The excess (z1) and the contrast (z3) of equation eq-dup-evidence.
+        The excess and the contrast of equation eq-dup-evidence.
 
     Source: Haldane 1956 adds the halves.
     """
@@ -561,9 +561,9 @@ class SuspectClass(NamedTuple):
     indices: tuple[int, ...]
     """Flagged samples that carry the label."""
     excess: float
-    """z1, see `evidence_of`."""
+    """See `evidence_of`."""
     contrast: float
-    """z3, see `evidence_of`."""
+    """See `evidence_of`."""
     purity: float
     """See `purity_of`."""
 

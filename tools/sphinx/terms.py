@@ -9,7 +9,8 @@ from sphinx.application import Sphinx
 
 GLOSSARY = Path(__file__).resolve().parents[2] / "chapters" / "glossary.md"
 # Everyday words too: a link from each page's first "gap" would explain another gap than is meant.
-EVERYDAY = {"adapter", "floor", "gap", "gate", "student", "suspect", "teacher"}
+EVERYDAY = {"adapter", "agreement", "contrast", "evidence", "excess", "fine-tuning", "floor",
+            "gap", "inverted", "purity", "seed", "student", "suspect", "teacher"}
 # Text in these is a name, code or a link already.
 CLOSED = (nodes.literal, nodes.reference, pending_xref, nodes.title, nodes.math, nodes.raw,
           nodes.caption, nodes.term, nodes.table, nodes.image)
