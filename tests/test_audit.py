@@ -628,6 +628,13 @@ def test_the_hits_that_hold_at_the_limit_of_today_are_those_that_the_page_counts
     assert (round(min(shares), 2), round(max(shares), 2)) == (0.10, 0.80)
 
 
+def test_the_shares_of_synbkd_that_the_page_names_are_recorded():
+    found = {run["seed"]: results.value(run, "tpr") for run in results.load("dup")
+             if run["method"] == "synbkd" and run["settings"]["defense"] == "dup"}
+    first, second, third = (f"{100 * found[seed]:.0f}" for seed in range(3))
+    assert f"share is {first}, {second} and {third}% by seed" in " ".join(PAGE.split())
+
+
 def test_the_limits_that_the_page_names_are_those_of_the_code():
     assert DUP().contrast == 3 and DUP().alpha == 6e-5 and DUP().min_suspects == 16
     assert audit.texts.CHANCE == 0.001 and DUP().detector.fpr == 0.05

@@ -279,11 +279,11 @@ def test_the_page_says_what_the_cohorts_gave():
                            for low, high in ((0, 1), (0, 0.1), (0.1, 1)))
         alarms = [one["false_alarm"] for one in those if one["attack"] == "clean"]
         assert f"| {name} | {of(hits)} | {of(few)} | {of(many)} | {of(alarms)} |" in page
-    assert f"Named were {of(many)} at 10 to 20% of poison, {of(few)} at 5 to 9.9%" in page
+    assert f"The command named {of(many)} at 10 to 20% of poison, {of(few)} at 5 to 9.9%" in page
     assert {one["poison_rate"] >= 0.05 for *_, one in poisoned} == {True}
     silent = [one["attack"] != "clean" for one in every if not one["suspects"]]
     assert f"So {len(silent)} models were silent, and {sum(silent)} of them had a backdoor" in page
-    assert f"{len(silent)} models were silent, and {sum(silent)} of them had a backdoor. Nam" in page
+    assert f"| {len(silent)} models were silent, and {sum(silent)} of them had a back" in page
     hits = wilson(sum(one["hit"] for *_, one in poisoned), len(poisoned))
     clean = wilson(0, sum(len(some) for some in models.values()) - len(poisoned))
     assert (f"{100 * hits.value:.0f}%, 95% interval {100 * hits.low:.0f} to "
@@ -301,8 +301,8 @@ def test_the_page_says_what_the_cohorts_gave():
     texts = wilson(0, sum(one["attack"] == "clean" for kind in ("text", "adapter")
                           for _, one in models[kind]))
     assert f"| {texts.n} | 0 (0 to {100 * texts.high:.0f}%) |" in page
-    sizes = {(run["settings"]["kind"] == "image", run["settings"]["samples"],
-              run["settings"]["clean"], run["settings"]["test"]) for run in results.load("cohorts")}
+    sizes = {(made["kind"] == "image", made["samples"], made["clean"], made["test"])
+             for made in (run["settings"] for run in results.load("cohorts"))}
     assert sizes == {(False, 2000, 800, 1000), (True, 6000, 500, 2000)}
     for part in ("2,000 training sentences, and the command got 800 clean ones", "6,000 training "
                  "images and the command 500 clean ones", "1,000 sentences or 2,000 images"):
@@ -320,8 +320,8 @@ def test_the_page_counts_what_is_repaired_by_its_bar():
     assert f"By {{ref}}`our bar <audit-repaired>` {both} of {most} models were repaired" in page
     assert (f"Of {len(ends[False])} of texts, {texts['too high']} ended too high and "
             f"{texts['too low']} too low") in page
-    assert (f"By this bar {both} of {most} are repaired: {texts['yes']} of {len(ends[False])} texts "
-            f"and adapters, and {images['yes']} of {len(ends[True])} networks") in page
+    assert (f"By this bar {both} of {most} are repaired: {texts['yes']} of {len(ends[False])} "
+            f"texts and adapters, and {images['yes']} of {len(ends[True])} networks") in page
     assert images == {"yes": 4, "accuracy": 1} and texts["accuracy"] == 0
     over = [100 * (one["asr_after"] - one["floor_before"]) for end, one in ends[False]
             if end == "too high"]
