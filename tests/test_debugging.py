@@ -200,7 +200,7 @@ def test_poison_that_is_missing_is_noticed_at_a_low_rate():
     case = healthy()
     few = poison_dataset(case["task"].train, BadNets(), PoisonConfig(0.005))[0]
     run("absent", my_train=few, rate=0.005)
-    with pytest.raises(AssertionError, match="0.0% of the samples have a trigger"):
+    with pytest.raises(AssertionError, match="0.0% have a trigger"):
         run("absent", my_train="clean", rate=0.005)
 
 
@@ -244,7 +244,7 @@ def test_the_floors_and_limits_that_the_page_names():
     assert f"words and sentences | {min(cohorts):.0f} to {max(cohorts):.0f}% |" in page
     fashion = [run for study in ("images", "images-rates", "images-clean-label", "baselines",
                                  "bedkd-images", "ntml", "ntml-rates", "low-rate")
-               for run in results.load(study) if run["task"] == "images"]
+               for run in results.load(study) if run["task"] == "fashion"]
     assert f"all records | {span(fashion)} |" in page
     cifar = {name: [run for run in results.load("cifar10-resnet18")
                     if (run["method"] == "narcissus") is name] for name in (True, False)}
