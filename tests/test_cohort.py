@@ -330,4 +330,7 @@ def test_the_page_counts_what_is_repaired_by_its_bar():
     still = [shows_backdoor(one["asr_after"], one["floor_before"])
              for some in ends.values() for _, one in some]
     assert sum(still) == 3 and "Three of these are ten or more points above the floor" in page
-    assert f"**Too low**, {texts['too low']} of them" in page
+    under = [100 * (one["floor_before"] - one["asr_after"]) for end, one in ends[False]
+             if end == "too low" and one["attack"] == "badnets"]
+    assert (f"**Too low**, {texts['too low']} of them. One is BadNets, {under[0]:.1f} points below"
+            in page and len(under) == 1)
