@@ -625,6 +625,8 @@ def test_the_hits_that_hold_at_the_limit_of_today_are_those_that_the_page_counts
                 shares += [share] if share and share > least else []
     assert "Of these 25 hits, 11 hold" in " ".join(PAGE.split())
     assert (hits, len(shares)) == (25, 11)
+    rows = re.findall(r"\| (\d+) of \d+ \| (\d+) \|$", PAGE.split("at 6%, as recorded |")[1], re.M)
+    assert [sum(map(int, column)) for column in zip(*rows)] == [25, 11]
     assert (round(min(shares), 2), round(max(shares), 2)) == (0.10, 0.80)
 
 
