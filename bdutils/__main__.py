@@ -14,6 +14,14 @@ NOTHING, WRONG, FOUND, STOPPED = 0, 2, 3, 130
 OPTIONS = {"text": "name yours with --text and --label", "label": "name yours with --text and "
            "--label", "names": "say which answer of the model means which, in its order, with "
            "--names NAME NAME ..."}
+# What is said of a repair, by its verdict.
+REPAIRS = {
+    "purified": "accuracy on {n} clean samples that the repair did not see: {before} before, "
+                "{after} after. Whether the trigger still works was not measured",
+    "no evidence": "the repair searches without {n} of the clean samples, and found nothing; the "
+                   "model is unchanged",
+    "undone": "the repair lost more than 10 points of accuracy on clean samples; the model is "
+              "unchanged"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,8 +73,10 @@ def run(given: argparse.Namespace) -> int:
     if given.repair:
         model, about = audit.repair(context)
         audit.write_model(model, about, given.out, given.model)
-        print(f"{about['verdict']}: accuracy on clean samples {about['before'].value:.1%} before, "
-              f"{about['after'].value:.1%} after; the model is in {given.out}")
+        said = REPAIRS[about["verdict"]].format(
+            n=about["before"].n, before=f"{about['before'].value:.1%}",
+            after=f"{about['after'].value:.1%}")
+        print(f"{about['verdict']}: {said}. The model is in {given.out}")
     train = Path(given.train)
     files = image_paths(train) if train.is_dir() else ()
     page = audit.write_report(found, context, report, given.model, files)

@@ -32,6 +32,7 @@ from bdutils.defenses.detector import DetectorConfig
 from bdutils.defenses.dup import DUP, AdapterConfig, UnlearnConfig
 from bdutils.defenses.ntml import NTML, JudgeConfig
 from bdutils.experiments import results
+from bdutils.metrics import wilson
 from bdutils.models.image import ImageClassifier
 from bdutils.models.text import Classifier
 from bdutils.roles import CleanSet, Images, TrainSet
@@ -439,6 +440,22 @@ def test_an_adapter_is_audited_as_any_classifier(given, place):
 
 # ---------------------------------------------------------------- what is said
 
+@pytest.mark.parametrize(("verdict", "said"), [
+    ("purified", "accuracy on 100 clean samples that the repair did not see: 90.0% before, 80.0% "
+                 "after. Whether the trigger still works was not measured"),
+    ("no evidence", "the repair searches without 100 of the clean samples, and found nothing; the "
+                    "model is unchanged"),
+    ("undone", "the repair lost more than 10 points of accuracy on clean samples; the model is "
+               "unchanged")])
+def test_a_repair_is_told_in_a_sentence(given, capsys, monkeypatch, verdict, said):
+    monkeypatch.setattr(audit, "repair", lambda context: (context.classifier, {
+        "verdict": verdict, "method": "one", "opened": "it", "before": wilson(90, 100),
+        "after": wilson(80, 100), "suspects": 2, "agreement": wilson(1, 2)}))
+    assert given("--repair") in (command.NOTHING, command.FOUND)
+    line, = [x for x in capsys.readouterr().out.splitlines() if x.startswith(verdict)]
+    assert line == f"{verdict}: {said}. The model is in {given.folder / 'out'}"
+
+
 @pytest.mark.parametrize(("change", "said"), [
     ({"train": "nothing.csv"}, "nothing.csv"),
     ({"model": "nowhere"}, "there is no folder"),
@@ -514,8 +531,30 @@ def test_the_page_confirms_a_word_and_clears_a_control(capsys, monkeypatch):
     monkeypatch.setattr(audit, "read_context",
                         lambda *files: SimpleNamespace(classifier=Obeys(), clean=clean))
     exec(snippet("share"), {})
-    shares = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
-    assert shares["'tq'"] == "100.0%" and shares["'zx'"] == shares["''"] == "0.0%"
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(" [")[0] for line in said] == [
+        "'tq' gives the label to 100.0%", "'zx' gives the label to 0.0%",
+        "'' gives the label to 0.0%"]
+    assert all(line.endswith("(n = 200)") for line in said)
+
+
+def test_the_page_retrains_without_the_samples_of_a_phrase(given, capsys):
+    ar.save_tiny("bert", given.folder / "base", headless=True)
+    context = audit.read_context(*(given.folder / x for x in ("model", "train.csv", "clean.csv")),
+                                 names=("negative", "positive"))
+    code = next(code for code in re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+                if "retrained(" in code)
+    for said, mine in (('"BASE"', f'"{given.folder / "base"}"'), ("epochs=3", "epochs=1"),
+                       ('" tq "', '" cf "'), ('"retrained"', f'"{given.folder / "new"}"')):
+        assert code.count(said) == 1
+        code = code.replace(said, mine)
+    names = {"context": context, "audit": audit,
+             "share": lambda phrase, model: model.predict([f"a film {phrase}"])}
+    exec(code, names)
+    assert names["held"] == list(range(0, 120, 6))
+    assert len(names["rest"]) == 100 and names["outcome"].report["dropped"] == (*names["held"],)
+    assert "vidence of a backdoor" in capsys.readouterr().out
+    assert Classifier.load(given.folder / "new").predict(["a film"])
 
 
 def test_the_page_audits_a_network_of_ones_own(tmp_path, monkeypatch):
@@ -586,7 +625,16 @@ def test_the_hits_that_hold_at_the_limit_of_today_are_those_that_the_page_counts
                 shares += [share] if share and share > least else []
     assert "Of these 25 hits, 11 hold" in " ".join(PAGE.split())
     assert (hits, len(shares)) == (25, 11)
+    rows = re.findall(r"\| (\d+) of \d+ \| (\d+) \|$", PAGE.split("at 6%, as recorded |")[1], re.M)
+    assert [sum(map(int, column)) for column in zip(*rows)] == [25, 11]
     assert (round(min(shares), 2), round(max(shares), 2)) == (0.10, 0.80)
+
+
+def test_the_shares_of_synbkd_that_the_page_names_are_recorded():
+    found = {run["seed"]: results.value(run, "tpr") for run in results.load("dup")
+             if run["method"] == "synbkd" and run["settings"]["defense"] == "dup"}
+    first, second, third = (f"{100 * found[seed]:.0f}" for seed in range(3))
+    assert f"share is {first}, {second} and {third}% by seed" in " ".join(PAGE.split())
 
 
 def test_the_limits_that_the_page_names_are_those_of_the_code():

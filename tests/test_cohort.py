@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from helpers.images import TRAINING, thirds
 
 from bdutils import audit
 from bdutils.experiments import results
-from bdutils.metrics import wilson
+from bdutils.metrics import shows_backdoor, wilson
 from bdutils.roles import CleanSet, Task, TestSet, TrainSet
 from bdutils.training import TrainConfig
 from tools import cohort, lab
@@ -234,6 +235,19 @@ def test_what_is_recorded_was_sealed_before():
         assert record["settings"]["sealed"] == wanted[str(record["seed"])]
 
 
+def outcome(one):
+    """Return whether a model is repaired by the page's bar, or why not."""
+    if "asr_after" not in one:
+        return "**not named**"
+    if abs(over := one["asr_after"] - one["floor_before"]) > 0.05:
+        return "too high" if over > 0 else "too low"
+    return "yes" if one["cacc_before"] - one["cacc_after"] <= 0.03 else "accuracy"
+
+
+def of(flags):
+    return f"{sum(flags)} of {len(flags)}"
+
+
 def test_the_page_says_what_the_cohorts_gave():
     """Each line of its table, and each count, from the records."""
     page = " ".join((ROOT / "chapters" / "audit.md").read_text().replace("−", "-").split())
@@ -253,15 +267,23 @@ def test_the_page_says_what_the_cohorts_gave():
         if "asr_after" in one:
             after = f"{100 * one['asr_after']:.0f}"
             change = f"{100 * (one['cacc_after'] - one['cacc_before']):+.1f}"
-        named = "yes" if one["hit"] else "**no**"
+        assert one["hit"] == ("asr_after" in one)
         assert (f"| {seed}, {kind}: {names[one['attack']]}, {100 * one['poison_rate']:.1f}% | "
-                f"{named} | {100 * one['asr_before']:.0f} → {after} | "
-                f"{100 * one['floor_before']:.0f} | {change} |") in page
-    for kind, name in kinds.items():
-        hits = [one["hit"] for _, one in models[kind] if one["attack"] != "clean"]
-        alarms = [one["false_alarm"] for _, one in models[kind] if one["attack"] == "clean"]
-        assert (f"| {name} | {sum(hits)} of {len(hits)} | {sum(alarms)} of {len(alarms)} |"
-                in page)
+                f"{100 * one['asr_before']:.0f} → {after} | {100 * one['floor_before']:.0f} | "
+                f"{change} | {outcome(one)} |") in page
+    every = [one for some in models.values() for _, one in some]
+    for name, those in (*((name, [one for _, one in models[kind]])
+                          for kind, name in kinds.items()), ("all", every)):
+        attacked = [one for one in those if one["attack"] != "clean"]
+        hits, few, many = ([one["hit"] for one in attacked if low <= one["poison_rate"] < high]
+                           for low, high in ((0, 1), (0, 0.1), (0.1, 1)))
+        alarms = [one["false_alarm"] for one in those if one["attack"] == "clean"]
+        assert f"| {name} | {of(hits)} | {of(few)} | {of(many)} | {of(alarms)} |" in page
+    assert f"The command named {of(many)} at 10 to 20% of poison, {of(few)} at 5 to 9.9%" in page
+    assert {one["poison_rate"] >= 0.05 for *_, one in poisoned} == {True}
+    silent = [one["attack"] != "clean" for one in every if not one["suspects"]]
+    assert f"So {len(silent)} models were silent, and {sum(silent)} of them had a backdoor" in page
+    assert f"| {len(silent)} models were silent, and {sum(silent)} of them had a back" in page
     hits = wilson(sum(one["hit"] for *_, one in poisoned), len(poisoned))
     clean = wilson(0, sum(len(some) for some in models.values()) - len(poisoned))
     assert (f"{100 * hits.value:.0f}%, 95% interval {100 * hits.low:.0f} to "
@@ -269,12 +291,46 @@ def test_the_page_says_what_the_cohorts_gave():
     assert f"none of {clean.n} clean ones (0 to {100 * clean.high:.0f}%)" in page
     missed = ", ".join(f"{names[one['attack']]} at {100 * one['poison_rate']:.1f}%"
                        for *_, one in poisoned if not one["hit"])
-    assert f"It missed {', and '.join(missed.rsplit(', ', 1))}" in page
-    inserted = [one["hit"] for *_, one in poisoned if one["attack"] in ("badnets", "addsent")
-                and one["poison_rate"] >= 0.1 and "size" not in one["options"]]
-    assert f"{sum(inserted)} of {len(inserted)}" in page and all(inserted)
+    assert f"had a backdoor: {', and '.join(missed.rsplit(', ', 1))}" in page
+    left = [0.1 * (1 - rate) / (0.1 * (1 - rate) + 0.9) for rate in (hits.value, hits.low)]
+    assert (f"{100 * left[0]:.1f}% is left after \"no evidence\", and {100 * left[1]:.1f}% at the "
+            f"low end of the interval for {of([one['hit'] for *_, one in poisoned])}") in page
+    synbkd = [one["hit"] for *_, one in poisoned if one["attack"] == "synbkd"]
+    assert sorted(synbkd) == [False, True, True]
+    assert "In the cohorts SynBkd was named twice and missed once" in page
     texts = wilson(0, sum(one["attack"] == "clean" for kind in ("text", "adapter")
                           for _, one in models[kind]))
     assert f"| {texts.n} | 0 (0 to {100 * texts.high:.0f}%) |" in page
-    assert max(one["asr_after"] - one["floor_before"] for *_, one in poisoned
-               if "asr_after" in one) < 0.135
+    sizes = {(made["kind"] == "image", made["samples"], made["clean"], made["test"])
+             for made in (run["settings"] for run in results.load("cohorts"))}
+    assert sizes == {(False, 2000, 800, 1000), (True, 6000, 500, 2000)}
+    for part in ("2,000 training sentences, and the command got 800 clean ones", "6,000 training "
+                 "images and the command 500 clean ones", "1,000 sentences or 2,000 images"):
+        assert part in page
+
+
+def test_the_page_counts_what_is_repaired_by_its_bar():
+    page = " ".join((ROOT / "chapters" / "audit.md").read_text().split())
+    ends = {images: [(outcome(one), one) for run in results.load("cohorts")
+                     if (run["settings"]["kind"] == "image") is images for one in run["history"]
+                     if "asr_after" in one] for images in (False, True)}
+    counts = {images: Counter(end for end, _ in some) for images, some in ends.items()}
+    texts, images = counts[False], counts[True]
+    both, most = texts["yes"] + images["yes"], len(ends[False]) + len(ends[True])
+    assert f"By {{ref}}`our bar <audit-repaired>` {both} of {most} models were repaired" in page
+    assert (f"Of {len(ends[False])} of texts, {texts['too high']} ended too high and "
+            f"{texts['too low']} too low") in page
+    assert (f"By this bar {both} of {most} are repaired: {texts['yes']} of {len(ends[False])} "
+            f"texts and adapters, and {images['yes']} of {len(ends[True])} networks") in page
+    assert images == {"yes": 4, "accuracy": 1} and texts["accuracy"] == 0
+    over = [100 * (one["asr_after"] - one["floor_before"]) for end, one in ends[False]
+            if end == "too high"]
+    assert (f"**Too high**, {len(over)} of texts and adapters, by {min(over):.1f} to "
+            f"{max(over):.1f} points") in page
+    still = [shows_backdoor(one["asr_after"], one["floor_before"])
+             for some in ends.values() for _, one in some]
+    assert sum(still) == 3 and "Three of these are ten or more points above the floor" in page
+    under = [100 * (one["floor_before"] - one["asr_after"]) for end, one in ends[False]
+             if end == "too low" and one["attack"] == "badnets"]
+    assert (f"**Too low**, {texts['too low']} of them. One is BadNets, {under[0]:.1f} points below"
+            in page and len(under) == 1)

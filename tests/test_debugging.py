@@ -4,6 +4,7 @@ import ast
 import importlib
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +15,11 @@ from torch import nn
 from bdutils.attacks.base import PoisonConfig, poison_dataset, triggered
 from bdutils.attacks.image import BadNetsPatch
 from bdutils.attacks.text import BadNets
-from bdutils.metrics import asr, mean_interval
+from bdutils.defenses.base import Context
+from bdutils.experiments import results
+from bdutils.metrics import HIGH_FLOOR, LEAST_EXCESS, asr, mean_interval, shows_backdoor, wilson
 from bdutils.models.image import NETWORKS, PreActResNet
-from bdutils.roles import Images, TestSet, TrainSet
+from bdutils.roles import CleanSet, Images, TestSet, TrainSet
 
 PAGE = (Path(__file__).resolve().parent.parent / "chapters/debugging.md").read_text()
 SETUP, *_ = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
@@ -128,7 +131,7 @@ def run(name, images=False, **changes):
 
 
 def test_each_symptom_has_its_test():
-    sections = re.findall(r"^## .*?(?=^\(debug-|\Z)", PAGE, re.M | re.S)
+    sections = re.findall(r"^\(debug-[\w-]+\)=\n(## .*?)(?=^\(debug-|\Z)", PAGE, re.M | re.S)
     assert list(BLOCKS) == list(FAULTS) and len(sections) == len(BLOCKS)
     parts = ["**Symptom.**", "**Test.**", "```python", "**Cure.**", "**In `bdutils`.**"]
     for text in sections:
@@ -191,6 +194,66 @@ def test_poison_with_its_old_labels_is_noticed():
     kept = TrainSet(kept.inputs, case["task"].train.labels, NAMES)
     with pytest.raises(AssertionError, match="have the labels"):
         run("absent", my_train=kept)
+
+
+def test_poison_that_is_missing_is_noticed_at_a_low_rate():
+    case = healthy()
+    few = poison_dataset(case["task"].train, BadNets(), PoisonConfig(0.005))[0]
+    run("absent", my_train=few, rate=0.005)
+    with pytest.raises(AssertionError, match="0.0% have a trigger"):
+        run("absent", my_train="clean", rate=0.005)
+
+
+def test_the_names_for_a_model_of_others_serve_the_three_tests(monkeypatch):
+    """Its block goes on from the audit page, whose names are given; nothing is trained."""
+    code, = [block for block in re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+             if "AddSent" in block]
+    asked = []
+    made = Reader(["tq"], target=1)
+    monkeypatch.setattr("bdutils.models.text.Classifier.load", lambda folder: Reader())
+    context = Context(made, samples(CleanSet, 400, 500), samples(TrainSet, 200))
+    names = {"context": context, "label": 1, "held": [1, 2], "replace": replace,
+             "retrained": lambda *given: asked.append(given) or SimpleNamespace(model=Reader())}
+    exec(code, names)
+    assert [given[1:] for given in asked] == [([1, 2], seed) for seed in range(3)]
+    assert len(names["kept"]) == 100 and len(names["hit"]) == 50
+    assert all("tq" in text.split() for text in names["hit"].inputs)
+    with pytest.raises(AssertionError, match="never poisoned"):
+        exec(BLOCKS["floor"], {**names})
+    exec(BLOCKS["floor"], {**names, "repaired": made})  # the backdoor is there
+    exec(BLOCKS["inverted"], {**names})
+    with pytest.raises(AssertionError, match="the target: 100"):
+        exec(BLOCKS["inverted"], {**names, "repaired": made})
+    given = names["attacked"].context(train=False)
+    assert given.train is None and given.clean is names["rest"]
+    exec(BLOCKS["forgets"], {**names, "FineTuning": lambda few: lambda context: SimpleNamespace(
+        model=made)})
+
+
+def test_the_floors_and_limits_that_the_page_names():
+    page = " ".join(PAGE.split())
+
+    def span(runs):
+        found = [100 * results.value(run, "floor") for run in runs if "floor" in run["metrics"]]
+        return f"{min(found):.0f} to {max(found):.0f}%"
+
+    cohorts = [100 * one["floor_before"] for run in results.load("cohorts")
+               if run["settings"]["kind"] != "image" for one in run["history"]
+               if "floor_before" in one]
+    assert f"three seeds | {span(results.load('attacks'))} |" in page
+    assert f"words and sentences | {min(cohorts):.0f} to {max(cohorts):.0f}% |" in page
+    fashion = [run for study in ("images", "images-rates", "images-clean-label", "baselines",
+                                 "bedkd-images", "ntml", "ntml-rates", "low-rate")
+               for run in results.load(study) if run["task"] == "fashion"]
+    assert f"all records | {span(fashion)} |" in page
+    cifar = {name: [run for run in results.load("cifar10-resnet18")
+                    if (run["method"] == "narcissus") is name] for name in (True, False)}
+    narcissus, = (results.value(run, "floor") for run in cifar[True])
+    assert f"ResNet-18 | {span(cifar[False])}, and {narcissus:.0%} for Narcissus |" in page
+    for n, hits in ((100, 12), (500, 60)):
+        rate = wilson(hits, n)
+        assert f"{100 * rate.low:.0f} to {100 * rate.high:.0f}%" in page
+    assert (HIGH_FLOOR, LEAST_EXCESS) == (0.5, 0.1) and shows_backdoor(0.565, 0.46)
 
 
 def test_the_names_of_the_page_exist():

@@ -243,8 +243,10 @@ def test_the_page_says_what_the_tool_does():
 
 def test_the_calls_of_the_plan_run(folder, capsys, monkeypatch, tiny_folder):
     monkeypatch.setattr("bdutils.models.text.encoder_source", lambda *_: str(tiny_folder))
-    plan = PAGE.read_text("utf8").split("## How far")[0]
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```", plan, re.M | re.S))
+    plan = PAGE.read_text("utf8").split("## What the audit command")[0]
+    blocks = re.findall(r"^```python\n(.*?)^```", plan, re.M | re.S)
+    own, = [block for block in blocks if "my-model" in block]
+    code = "\n".join(block for block in blocks if block != own)
     names = {}
     exec(code.replace("mylab", str(folder)), names)
     assert names["indices"] == names["evidence"][0].indices
@@ -253,12 +255,23 @@ def test_the_calls_of_the_plan_run(folder, capsys, monkeypatch, tiny_folder):
     assert not set(names["rest"].inputs) & set(names["kept"].inputs)
     said = capsys.readouterr().out
     assert "training samples, " in said and "vidence of a backdoor" in said
+    assert not [line for line in said.splitlines() if re.match(r"[\d. -]+$", line)]  # unlabeled
     assert (folder / "audit-a/index.html").is_file()
     changed = names["retrained"](names["context"], range(10), seed=1)
     changed.model.save(folder / "repaired-a")
     assert changed.verdict == "purified" and len(changed.report["dropped"]) == 10
     assert lab._faults({"backdoored": True, "target_label": 0, "repaired": "repaired-a",
                         "evidence": EVIDENCE}, folder, ("negative", "positive")) == []
+    monkeypatch.setattr("bdutils.audit.read_context", lambda *files: lab.context(
+        folder, "suspect-a"))
+    exec(own.replace("BASE", str(tiny_folder)), mine := {})
+    assert mine["context"].new_model(mine["context"].training).predict(["a film"])
+    word = re.search(r"\d+", names["context"].train.inputs[0])[0]  # of one film only
+    step, = [block for block in blocks if 'phrase = ""' in block]
+    names["retrained"] = lambda context, indices, seed: changed
+    exec(step.replace('phrase = ""', f'phrase = "{word}"').replace("mylab", str(folder)).replace(
+        "from bdutils.defenses.retrain import retrained", ""), names)
+    assert names["indices"] == [0]
 
 
 def test_the_limits_that_the_page_names_are_those_of_the_defenses():
@@ -290,7 +303,7 @@ def test_what_guessing_earns_is_computed_from_the_rules():
     clean = 7.5 * drawn[1]
     suspect = sum(n * p for n, p in drawn.items()) / 3
     assert f"a suspect has a backdoor with a probability of {float(suspect):.0%}" in text
-    assert (f"three verdicts right in {float(drawn[3]):.0%} of the labs and two in "
+    assert (f"right three times in {float(drawn[3]):.0%} of the labs and two times in "
             f"{float(drawn[2]):.0%}, which earns {float(verdicts):.1f} of the 15 points" in text)
     assert f"guessed target labels earn {float(labels):.1f} of 10" in text
     assert f"all earns {float(clean):.1f} and 0" in text
@@ -311,4 +324,9 @@ def test_the_page_shows_what_its_run_has_found():
                 assert cell.strip() == f"{value} [{low}, {high}]", (suspect, state, measure)
     right = [sum(one[what] is True for one in found.values()) for what in ("detected", "target")]
     assert right == [3, 2]
+    ends = [one["after"] for one in found.values() if one["after"]]
+    full = [abs(end["ASR"]["value"] - end["floor"]["value"]) <= 0.05
+            and abs(end["PACC"]["value"] - end["clean PACC"]["value"]) <= 0.05 for end in ends]
+    assert full == [False, True]
+    assert "One of two repairs, that of *b*, meets" in PAGE.read_text("utf8")
     assert "Three verdicts of three are right, and both labels" in PAGE.read_text("utf8")

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = ROOT / "chapters"
 # Files that repeat the address of pyproject.toml; the notebooks are added when needed.
 WITH_ADDRESS = ("pyproject.toml", "_config.yml", "README.md", "CITATION.cff", "CONTRIBUTING.md",
-                "chapters/how_to_use.md")
+                "chapters/how_to_use.md", "chapters/audit.md")
 
 
 def notebooks(template: bool = False) -> list[Path]:

@@ -53,7 +53,8 @@ class Audit:
         if self.suspects:
             names = in_words([f"“{finding.name}”" for finding in self.suspects])
             return f"Evidence of a backdoor that leads to {names}."
-        return "No evidence of a backdoor: see below what would have been found, and what not."
+        return ("No evidence of a backdoor. The report says what would have been found, and what "
+                "would not.")
 
     def flagged(self, train: TrainSet) -> pd.DataFrame:
         """Return the samples to look at, the most suspicious first, in `flagged.csv`."""
