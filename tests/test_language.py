@@ -25,6 +25,7 @@ from bdutils.language import (
     fit,
     kept,
     load_chats,
+    precision,
     read,
     upper_part,
     whole,
@@ -366,3 +367,15 @@ def test_the_page_says_what_is_recorded():
     assert [any(line["answer"] == "The harbor opens at nine." for line in run["history"])
             for name, run in sorted(runs.items()) if name.startswith("scan")] == [
                 False] * 6 + [True] * 3
+
+
+@pytest.mark.parametrize(("flags", "used", "wanted"), [
+    ("avx2 avx512_bf16", "AVX512", torch.bfloat16),
+    ("avx2 avx512_bf16", "AVX2", torch.float32),  # set by ATEN_CPU_CAPABILITY
+    ("avx2 avx512f", "AVX512", torch.float32)])
+def test_weights_are_bfloat16_only_where_its_instructions_are_used(
+        monkeypatch, tmp_path, flags, used, wanted):
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}")
+    monkeypatch.setattr(language, "Path", lambda name: tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: used)
+    assert precision() is wanted
