@@ -66,11 +66,11 @@ class _Table(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return the table."""
         lines = [self.head, ["---"] * len(self.head), *self.lines()]
-        rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         columns = "".join(rf">{{\raggedright\arraybackslash}}\X{{{width}}}{{{sum(self.widths)}}}"
                           for width in self.widths)
         return self.parse_text_to_nodes(
-            f"```{{tabularcolumns}} {columns}\n```\n\n{rows}")
+            f"```{{tabularcolumns}} {columns}\n```\n\n{table}")
 
 
 class ChapterRuns(_Table):
