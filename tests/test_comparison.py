@@ -501,6 +501,42 @@ def test_the_gray_bars_of_the_first_page_are_of_all_models_that_the_defenses_met
             assert "3 seeds" in text and f"{100 * cell['rate'].iloc[0]:.0f}% of" in text
 
 
+def test_what_the_pages_say_of_bedkd_and_dup_on_sst2():
+    """Points above the floor, by attack, against the sentences of three pages."""
+    pages = {name: " ".join((ROOT / "chapters" / name).read_text(encoding="utf8").split())
+             for name in ("index.md", "part_repair.md", "06_bedkd.ipynb", "13_comparison.ipynb")}
+    above, changed = ({key: {run["method"]: of(run) for run in results.load(f"{key}-sst2")}
+                       for key in ("bedkd", "dup")} for of in (
+        lambda run: 100 * (results.value(run, "asr") - results.value(run, "floor")),
+        lambda run: bool(run["metrics"]["changed"])))
+    assert all(abs(points) < 8 for points in above["dup"].values())
+    assert "DUP ends within eight points on all four attacks" in pages["index.md"]
+    assert "within 8 points of the floor on SST-2" in pages["13_comparison.ipynb"]
+    assert [name for name, acted in changed["bedkd"].items() if not acted] == ["stylebkd"]
+    assert "leaves one attack of four whole and DUP none" in pages["part_repair.md"]
+    rounded = {name: round(points) for name, points in above["bedkd"].items()}
+    assert rounded == {"badnets": 4, "addsent": 2, "stylebkd": 67, "synbkd": -14}
+    assert ("leaves StyleBkd whole on SST-2 with MiniLM (67 points). SynBkd ends 14 points below "
+            "its floor, the others 2 and 4 above") in pages["13_comparison.ipynb"]
+    assert "end 2 to 4 points above it" in pages["06_bedkd.ipynb"]
+    tpr, fpr = ([round(100 * results.value(run, key)) for run in results.load("bedkd-sst2")
+                 if run["method"] in ("stylebkd", "synbkd")] for key in ("tpr", "fpr"))
+    assert (tpr, fpr) == ([36, 41], [14, 7])
+    assert "flags 36 and 41% of their samples, at an FPR of 14 and 7%" in pages["06_bedkd.ipynb"]
+
+
+def test_what_the_pages_say_of_bedkd_on_images():
+    runs = results.load("bedkd-images")
+    acted = {(run["method"], run["seed"]) for run in runs if run["metrics"]["changed"]}
+    attacked = [run for run in runs if run["method"] != "clean"]
+    assert (len(acted), len(attacked)) == (2, 18)
+    assert {name for name, _ in acted} == {"label_consistent"}
+    for name, said in (("index.md", "no evidence in 16 of 18 runs"),
+                       ("06_bedkd.ipynb", "On images it acts in 2 of 18 runs"),
+                       ("13_comparison.ipynb", "evidence in 2 of 18 runs, both of LC")):
+        assert said in " ".join((ROOT / "chapters" / name).read_text(encoding="utf8").split())
+
+
 def test_a_bar_is_as_long_as_its_rate(landing):
     defended = [made("bedkd", seed=seed, asr=0.2 + seed / 10) for seed in (0, 1, 2)]
     found = landing.models(table_of([*defended, made("dup", asr=0.25), made("onion", asr=0.0)]))
