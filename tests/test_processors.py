@@ -207,6 +207,21 @@ def test_a_setting_hides_the_others_and_shares_only_the_assets(cache, monkeypatc
     assert len(processors.SETTINGS) >= 5
 
 
+def test_what_runs_alone_finds_the_models_of_the_chapters(monkeypatch, tmp_path):
+    done = []
+
+    def run(step, setting, threads, options):
+        done.append((setting, threads, step))
+        return {"step": step, "setting": setting, "threads": threads, "cpu": "some", "passed": 1,
+                "failed": [], "minutes": 1}
+
+    monkeypatch.setattr(processors, "run", run)
+    arguments = ["run", "alone", "chapters", "--settings", "avx2", "--threads", "2", "1"]
+    assert processors.main([*arguments, "--out", str(tmp_path)]) == 0
+    assert done == [("avx2", 2, "chapters"), ("avx2", 2, "alone"),
+                    ("avx2", 1, "chapters"), ("avx2", 1, "alone")]
+
+
 # ------------------------------------------------------------- assertions of tests
 
 

@@ -1,7 +1,7 @@
 """Run tests and chapters as several processors would: one machine, other instructions.
 
     python -m tools.processors list
-    python -m tools.processors run tests|chapters|all [--settings avx2 ...] [--threads 1 2]
+    python -m tools.processors run tests chapters alone [--settings avx2 ...] [--threads 1 2]
     python -m tools.processors table FOLDER...
     python -m tools.processors margins FOLDER...
 
@@ -41,11 +41,12 @@ SETTINGS: dict[str, dict[str, str]] = {
     "mkl": {"MKL_CBWR": "COMPATIBLE"},
 }
 VARIABLES = {name for setting in SETTINGS.values() for name in setting}
-# Each step of a kind of check: its name, and what pytest is told.
+# What pytest is told in each step, in the order of `make test`: what must run alone comes last and
+# finds the chapters' models trained.
 STEPS = {
-    "tests": {"tests": ["tests", "-m", "not alone", "--dist", "loadfile"],
-              "alone": ["tests", "-m", "alone"]},
-    "chapters": {"chapters": ["--nbval", "--dist", "loadscope"]},
+    "tests": ["tests", "-m", "not alone", "--dist", "loadfile"],
+    "chapters": ["--nbval", "--dist", "loadscope"],
+    "alone": ["tests", "-m", "alone"],
 }
 VERSIONS = ("torch", "numpy", "transformers", "pandas", "scikit-learn")
 
@@ -102,7 +103,7 @@ def pytest(command: list[str], variables: dict[str, str], minutes: float | None)
 def run(step: str, setting: str, threads: int, options: argparse.Namespace) -> dict:
     """Run one step under one setting and write its record into the folder `options.out`."""
     out = options.out.resolve()
-    arguments = (STEPS["tests"] | STEPS["chapters"])[step]
+    arguments = STEPS[step]
     if step == "chapters":
         arguments = arguments + options.chapters
     if step != "alone":
@@ -136,16 +137,12 @@ def run(step: str, setting: str, threads: int, options: argparse.Namespace) -> d
 
 def run_all(options: argparse.Namespace) -> int:
     """Run the chosen steps under the chosen settings and print the table; 1 if any failed."""
-    kinds = list(STEPS) if options.what == "all" else [options.what]
-    steps = [step for kind in kinds for step in STEPS[kind]]
-    if options.not_alone:
-        steps.remove("alone")
     options.out.mkdir(parents=True, exist_ok=True)
     done = []
     for setting, threads in itertools.product(options.settings, options.threads):
         if options.retrain:
             shutil.rmtree(own_cache(setting, threads))  # the link to the assets, not the assets
-        done += [run(step, setting, threads, options) for step in steps]
+        done += [run(step, setting, threads, options) for step in STEPS if step in options.steps]
     print(reports.table(done))
     failed = [f"{record['setting']}, {record['threads']} threads: {test}"
               for record in done for test in record["failed"]]
@@ -160,8 +157,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.processors")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="print the settings and their variables")
-    one = commands.add_parser("run", help="run tests or chapters under each setting")
-    one.add_argument("what", choices=["tests", "chapters", "all"])
+    one = commands.add_parser("run", help="run steps of `make test` under each setting")
+    one.add_argument("steps", nargs="+", choices=list(STEPS))
     one.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     one.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     one.add_argument("--workers", type=int, default=2, help="processes of pytest")
@@ -169,7 +166,6 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("--chapters", nargs="+", default=["chapters"], help="notebooks")
     one.add_argument("--minutes", type=float, help="interrupt each step after so many")
     one.add_argument("--retrain", action="store_true", help="train every model again")
-    one.add_argument("--not-alone", action="store_true", help="leave out what must run alone")
     for name in ("table", "margins"):
         commands.add_parser(name).add_argument("folders", nargs="+", type=Path)
     options = parser.parse_args(given[:cut])
