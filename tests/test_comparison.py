@@ -17,12 +17,14 @@ from helpers.images import TRAINING, thirds
 
 from bdutils.attacks.base import PoisonConfig
 from bdutils.attacks.image import BadNetsPatch
+from bdutils.data import load_task
 from bdutils.evaluation import Victim, evaluate
 from bdutils.experiments import comparison, results
 from bdutils.experiments import run as running
 from bdutils.experiments.comparison import (
     ABSENT,
     ATTACKS,
+    EARLIER,
     HOLDS,
     LATER,
     MEASURES,
@@ -72,7 +74,8 @@ def made(defense, attack="badnets", seed=0, asr=0.1, cacc=0.85, task="snippets",
         found |= {"asr": asr, "asr_before": 1.0, "floor": 0.1, "pacc": 0.8, "clean_pacc": 0.9,
                   "ra": 1 - asr}
     return {"task": task, "method": attack, "seed": seed, "name": "toy", "seconds": {"a": 1.0},
-            "settings": {"poison_rate": rate, "defense": defense},
+            "settings": {"poison_rate": rate, "defense": defense,
+                         "defense_settings": {"aim": {}, "contrast": 3.0}},
             "metrics": {name: share(value) for name, value in (found | more).items()}}
 
 
@@ -211,8 +214,12 @@ def evidence(frame, kind, defense, what):
     if what in ATTACKS:
         cell = usual(frame, kind, LATER).query("defense == @defense and attack == @what")
         return f"{cell['distance'].mean():.0f}"
+    if what == "clean" and defense == "defender":
+        return str(len(load_task({"text": "sentiment", "image": "images"}[kind]).clean))
     found = summary(frame, kind).loc[defense, what]
-    return found if isinstance(found, str) else f"{found:.0f}"
+    if isinstance(found, str):
+        return found
+    return f"{found:+.0f}".replace("-", "−") if what == "worst" else f"{found:.0f}"
 
 
 def test_the_leaves_of_the_tree_say_what_the_records_say(frame):
@@ -223,7 +230,7 @@ def test_the_leaves_of_the_tree_say_what_the_records_say(frame):
     assert {leaf[:3]: leaf[3] for leaf in leaves} == wanted
     # Each number of a leaf is such an evidence.
     bare = re.sub(r"<!--.*?-->|<style.*?</style>|<tspan.*?</tspan>", "", text, flags=re.DOTALL)
-    assert not re.findall(r">[^<]*\d[^<]*<", bare.replace("1% poison", "poison"))
+    assert not re.findall(r">[^<]*\d[^<]*<", re.sub("1% poison|SST-2", "", bare))
 
 
 def test_the_tree_recommends_only_what_the_branch_holds(frame):
@@ -244,6 +251,23 @@ def test_an_entry_by_hand():
     assert entry["lost"] == pytest.approx(5) and entry["distance"] == 0
     assert entry["gap"] == pytest.approx(10) and entry["der"] == pytest.approx(92.5)
     assert entry_of(made("ft", "badnets", task="fashion"))["kind"] == "image"
+
+
+@pytest.mark.parametrize(("defense", "setting"), [("bedkd", "aim"), ("dup", "contrast")])
+def test_a_record_of_an_earlier_form_is_called_so(defense, setting):
+    run = made(defense)
+    assert entry_of(run)["defense"] == WHOSE[defense]
+    del run["settings"]["defense_settings"][setting]
+    assert entry_of(run)["defense"] == EARLIER[defense]
+    authors = made("dup-authors")
+    authors["settings"]["defense_settings"] = {}
+    assert entry_of(authors)["defense"] == WHOSE["dup-authors"]
+
+
+def test_the_present_forms_have_the_settings_that_tell_them_from_earlier_ones(frame):
+    for defense, setting in (("bedkd", "aim"), ("dup", "contrast")):
+        assert hasattr(VARIANTS[defense], setting)
+    assert {*EARLIER.values()}.isdisjoint(usual(frame, "text")["defense"])
 
 
 def test_the_floor_counts_from_both_sides():
@@ -334,15 +358,15 @@ def test_a_summary_by_hand():
     assert list(table.index) == ["BeDKD (ours)", "DUP (ours)", "ONION"]
     assert table["distance"].tolist() == pytest.approx([5, 10, 90])
     # The worst run is that of all seeds, those the settings were chosen on as well.
-    assert table["worst"].tolist() == pytest.approx([5, 80, 90])
+    assert table["worst"].tolist() == pytest.approx([-5, 80, 90])
     assert table.loc["DUP (ours)", "worst_on"] == "StyleBkd, seed 0"
     assert table["clean"].tolist() == pytest.approx([1, 2, 0])
     assert table["lost"].tolist() == pytest.approx([5] * 3)
 
 
 def test_every_defense_says_what_it_needs():
-    assert set(NEEDS) == {*SHOWN.values(), *WHOSE.values()}
-    for variant, name in (SHOWN | WHOSE).items():
+    assert set(NEEDS) == {*SHOWN.values(), *WHOSE.values(), *EARLIER.values()}
+    for variant, name in [*(SHOWN | WHOSE).items(), *EARLIER.items()]:
         given = isinstance(VARIANTS[variant], WITH_TRAIN_SET)
         assert (NEEDS[name] == "training set") == given, name
 

@@ -25,9 +25,12 @@ ATTACKS = {"badnets": "BadNets", "addsent": "AddSent", "synbkd": "SynBkd", "styl
            "label_consistent": "LC"}
 TRAINING, WEIGHTS, ANSWERS = HOLDS = "training set", "weights", "answers"
 _ANSWERS, _TRAINING = ("strip", "onion"), ("bedkd", "dup", "ntml", "spectral", "ac", "abl", "cube")
+# A setting that only the present form of a method has, and what earlier forms are called.
+_PRESENT = {"bedkd": "aim", "dup": "contrast"}
+EARLIER = {key: f"{NAMES[key]} (earlier form)" for key in _PRESENT}
 NEEDS = {name: ANSWERS if key in _ANSWERS else
          TRAINING if key.split("-")[0] in _TRAINING else WEIGHTS
-         for key, name in (NAMES | WHOSE).items()}
+         for names in (NAMES, WHOSE, EARLIER) for key, name in names.items()}
 
 # Three seeds of every cell, and what was run once.
 STUDIES = ("bedkd", "dup", "baselines-text", "ntml", "baselines", "filters", "bedkd-images",
@@ -101,6 +104,8 @@ def entry_of(run: dict) -> dict | None:
     known = attack == "clean" or attack in ATTACKS and results.is_backdoor(run)
     if not name or not kind or not known:
         return None
+    if key in EARLIER and _PRESENT[key] not in run["settings"]["defense_settings"]:
+        name = EARLIER[key]
     return {"kind": kind, "defense": name, "attack": attack, "seed": run["seed"],
             "rate": run["settings"]["poison_rate"], "holds": NEEDS[name],
             "seconds": sum(run["seconds"].values()), **measures(run), "run": run}
@@ -236,8 +241,8 @@ def summary(frame: pd.DataFrame, kind: str, seeds: Sequence[int] = LATER) -> pd.
 
     Returns:
         A line for each defense: the measures, `low` and `high` of the distance (95% of the
-        resampled grids), `worst` and `worst_on` (the largest distance of a run, of all seeds, and
-        the run) and `clean` (CACC lost by clean models).
+        resampled grids), `worst` and `worst_on` (ASR less floor of the run farthest from its
+        floor, of all seeds, and the run) and `clean` (CACC lost by clean models).
     """
     runs = compared(frame, kind, seeds)
     table = runs.groupby("defense")[["asr", "floor", "ra", *MEASURES]].mean()
@@ -246,7 +251,7 @@ def summary(frame: pd.DataFrame, kind: str, seeds: Sequence[int] = LATER) -> pd.
     table["low"], table["high"] = drawn.quantile(.025), drawn.quantile(.975)
     every = usual(frame, kind)
     worst = every.loc[every.groupby("defense")["distance"].idxmax()].set_index("defense")
-    table["worst"], table["holds"] = worst["distance"], worst["holds"]
+    table["worst"], table["holds"] = worst["asr"] - worst["floor"], worst["holds"]
     table["worst_on"] = worst["attack"].map(ATTACKS) + ", seed " + worst["seed"].astype(str)
     clean = frame[frame["kind"].eq(kind) & frame["attack"].eq("clean")
                   & frame["seed"].isin(seeds)]
@@ -261,8 +266,8 @@ def leaderboard(frame: pd.DataFrame) -> SortableTable:
         frame: From `collect`.
     """
     keys = ["kind", "defense", "attack", "rate", "holds"]
-    columns = ["asr", "floor", "ra", "gap", "lost"]
-    cells = frame.groupby(keys)[[*columns, "distance"]].mean().join(
+    columns = ["distance", "asr", "floor", "ra", "gap", "lost"]
+    cells = frame.groupby(keys)[columns].mean().join(
         frame.groupby(keys)["seed"].nunique().rename("seeds")).reset_index()
     cells = cells.sort_values("distance", na_position="last", kind="stable")
     order = cells[["defense", "attack", *columns, "kind", "holds", "rate", "seeds"]].copy()
@@ -273,8 +278,8 @@ def leaderboard(frame: pd.DataFrame) -> SortableTable:
         shown[name] = (shown[name].round(1) + 0).map("{:.1f}".format).replace("nan", "–")
         # What is not there comes last when the smallest is first.
         order[name] = order[name].fillna(999.0)
-    heads = ["Defense", "Attack", "ASR", "Floor", "RA", "PACC gap", "CACC lost", "Data",
-             "Holds", "Poison", "Seeds"]
+    heads = ["Defense", "Attack", "Distance", "ASR", "Floor", "RA", "PACC gap", "CACC lost",
+             "Data", "Holds", "Poison", "Seeds"]
     shown.columns = order.columns = pd.Index(heads)
     return SortableTable(shown, order, "Every recorded cell. Means over its seeds, in percent "
                          "and points; nearest to the floor first.", ("Data", "Holds", "Poison"))

@@ -63,7 +63,7 @@ def victims(cell: pd.DataFrame) -> list[dict]:
 
 
 def models(cell: pd.DataFrame) -> list[Line]:
-    """Return each model: attacked, defended (nearest to the floor first), never poisoned.
+    """Return each model: attacked, defended (input filters last), never poisoned.
 
     Args:
         cell: All runs with one attack.
@@ -71,7 +71,8 @@ def models(cell: pd.DataFrame) -> list[Line]:
     met = victims(cell)
     parts = {name: part for name, part in cell.groupby("defense")}
     defended = []
-    for name, part in sorted(parts.items(), key=lambda x: x[1]["distance"].mean()):
+    for name, part in sorted(parts.items(), key=lambda x: (
+            x[1]["holds"].iloc[0] == comparison.ANSWERS, x[1]["distance"].mean())):
         asr, pacc, cacc = (results.over_seeds(list(part["run"]), key)
                            for key in ("asr", "pacc", "cacc"))
         defended.append(Line(str(name), asr, pacc, cacc, part["floor"].mean(),
