@@ -44,7 +44,7 @@ from bdutils.experiments.comparison import (
     usual,
 )
 from bdutils.experiments.studies import Run
-from bdutils.experiments.variants import VARIANTS, WITH_TRAIN_SET
+from bdutils.experiments.variants import CLEAN_IMAGES, VARIANTS, WITH_TRAIN_SET
 from bdutils.plotting import SortableTable
 from bdutils.roles import CleanSet, Task, TestSet, TrainSet
 from bdutils.training import train, untrained
@@ -105,6 +105,7 @@ def test_no_cell_is_missing_without_a_reason(frame):
 
 
 def test_the_seeds_that_every_cell_has(frame):
+    frame = frame.replace({"defense": {EARLIER[key]: WHOSE[key] for key in EARLIER}})
     for kind in USUAL:
         rare = frame[frame["kind"].eq(kind) & frame["rate"].eq(0.01)
                      & frame["attack"].eq(RARE[kind])]
@@ -215,7 +216,7 @@ def evidence(frame, kind, defense, what):
         cell = usual(frame, kind, LATER).query("defense == @defense and attack == @what")
         return f"{cell['distance'].mean():.0f}"
     if what == "clean" and defense == "defender":
-        return str(len(load_task({"text": "sentiment", "image": "images"}[kind]).clean))
+        return str(CLEAN_IMAGES if kind == "image" else len(load_task("sentiment").clean))
     found = summary(frame, kind).loc[defense, what]
     if isinstance(found, str):
         return found
@@ -500,10 +501,12 @@ def test_the_first_page_has_every_attack_and_every_defense(frame, landing):
             cell = usual(frame, kind)
             cell = cell[cell["attack"].eq(attack)]
             found = landing.models(cell)
-            away = [cell[cell["defense"].eq(line.name)]["distance"].mean() for line in found[1:-1]]
+            away = [(line.holds == HOLDS[2],
+                     cell[cell["defense"].eq(line.name)]["distance"].mean())
+                    for line in found[1:-1]]
             assert away == sorted(away)
             assert {line.name for line in found} == {
-                *frame[frame["kind"].eq(kind)]["defense"], *landing.MODEL}
+                *frame[frame["kind"].eq(kind)]["defense"], *landing.MODEL} - {*EARLIER.values()}
             for line in found[1:-1]:
                 own = cell[cell["defense"].eq(line.name)]
                 assert line.holds == NEEDS[line.name]
@@ -565,8 +568,8 @@ def test_a_bar_is_as_long_as_its_rate(landing):
     defended = [made("bedkd", seed=seed, asr=0.2 + seed / 10) for seed in (0, 1, 2)]
     found = landing.models(table_of([*defended, made("dup", asr=0.25), made("onion", asr=0.0)]))
     assert [line.name for line in found] == [
-        landing.MODEL[0], "ONION", WHOSE["dup"], WHOSE["bedkd"], landing.MODEL[1]]
-    assert [line.asr.split()[0] for line in found] == ["100.0", "0.0", "25.0", "30.0", "10.0"]
+        landing.MODEL[0], WHOSE["dup"], WHOSE["bedkd"], "ONION", landing.MODEL[1]]
+    assert [line.asr.split()[0] for line in found] == ["100.0", "25.0", "30.0", "0.0", "10.0"]
     assert [line.floor for line in found] == pytest.approx([10] * 5)
     text = landing.table_of([landing.Line("a <b>", "30.0 [1.0, 60.0]", "8.0 [7.0, 9.0]", "",
                                           12.34, "weights")], "of \"c\"")
@@ -592,7 +595,7 @@ def test_what_the_first_page_says_of_its_figure(frame):
     assert "Shorter is better" not in page
     text, image = usual(frame, "text"), usual(frame, "image")
     near = (text["distance"] <= 5).groupby(text["defense"]).sum()
-    assert f"in {near[WHOSE['bedkd']]} and {near[WHOSE['dup']]} of 12 runs" in page
+    assert f"in {near[WHOSE['dup']]} of 12 runs, BeDKD in {near[WHOSE['bedkd']]}." in page
     ntml = image[image["defense"].eq(WHOSE["ntml"])]["distance"]
     assert f"within six points in {(ntml < 6).sum()} of {len(ntml)} runs" in page
     ibau = image[image["defense"].eq("I-BAU")].groupby("attack")["asr"].mean()

@@ -30,7 +30,7 @@ _PRESENT = {"bedkd": "aim", "dup": "contrast"}
 EARLIER = {key: f"{NAMES[key]} (earlier form)" for key in _PRESENT}
 NEEDS = {name: ANSWERS if key in _ANSWERS else
          TRAINING if key.split("-")[0] in _TRAINING else WEIGHTS
-         for names in (NAMES, WHOSE, EARLIER) for key, name in names.items()}
+         for key, name in [*(NAMES | WHOSE).items(), *EARLIER.items()]}
 
 # Three seeds of every cell, and what was run once.
 STUDIES = ("bedkd", "dup", "baselines-text", "ntml", "baselines", "filters", "bedkd-images",
