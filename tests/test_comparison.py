@@ -550,6 +550,10 @@ def test_what_the_pages_say_of_bedkd_and_dup_on_sst2():
                  if run["method"] in ("stylebkd", "synbkd")] for key in ("tpr", "fpr"))
     assert (tpr, fpr) == ([36, 41], [14, 7])
     assert "flags 36 and 41% of their samples, at an FPR of 14 and 7%" in pages["06_bedkd.ipynb"]
+    syn, = (run for run in results.load("bedkd-sst2") if run["method"] == "synbkd")
+    clean = [round(100 - 100 * results.value(syn, key)) for key in ("precision", "purity")]
+    assert clean == [26, 12]
+    assert "26% of its suspects are clean, 12% by the estimated purity" in pages["06_bedkd.ipynb"]
 
 
 def test_what_the_pages_say_of_bedkd_on_images():
@@ -559,7 +563,7 @@ def test_what_the_pages_say_of_bedkd_on_images():
     assert (len(acted), len(attacked)) == (2, 18)
     assert {name for name, _ in acted} == {"label_consistent"}
     for name, said in (("index.md", "no evidence in 16 of 18 runs"),
-                       ("06_bedkd.ipynb", "On images it acts in 2 of 18 runs"),
+                       ("06_bedkd.ipynb", "On images the search finds evidence in 2 of 18 runs"),
                        ("13_comparison.ipynb", "evidence in 2 of 18 runs, both of LC")):
         assert said in " ".join((ROOT / "chapters" / name).read_text(encoding="utf8").split())
 
