@@ -75,7 +75,7 @@ def made(defense, attack="badnets", seed=0, asr=0.1, cacc=0.85, task="snippets",
                   "ra": 1 - asr}
     return {"task": task, "method": attack, "seed": seed, "name": "toy", "seconds": {"a": 1.0},
             "settings": {"poison_rate": rate, "defense": defense,
-                         "defense_settings": {"aim": {}, "contrast": 3.0}},
+                         "defense_settings": {"margin": {}, "contrast": 3.0}},
             "metrics": {name: share(value) for name, value in (found | more).items()}}
 
 
@@ -254,7 +254,7 @@ def test_an_entry_by_hand():
     assert entry_of(made("ft", "badnets", task="fashion"))["kind"] == "image"
 
 
-@pytest.mark.parametrize(("defense", "setting"), [("bedkd", "aim"), ("dup", "contrast")])
+@pytest.mark.parametrize(("defense", "setting"), [("bedkd", "margin"), ("dup", "contrast")])
 def test_a_record_of_an_earlier_form_is_called_so(defense, setting):
     run = made(defense)
     assert entry_of(run)["defense"] == WHOSE[defense]
@@ -266,7 +266,7 @@ def test_a_record_of_an_earlier_form_is_called_so(defense, setting):
 
 
 def test_the_present_forms_have_the_settings_that_tell_them_from_earlier_ones(frame):
-    for defense, setting in (("bedkd", "aim"), ("dup", "contrast")):
+    for defense, setting in (("bedkd", "margin"), ("dup", "contrast")):
         assert hasattr(VARIANTS[defense], setting)
     assert {*EARLIER.values()}.isdisjoint(usual(frame, "text")["defense"])
 

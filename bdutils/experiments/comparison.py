@@ -26,7 +26,7 @@ ATTACKS = {"badnets": "BadNets", "addsent": "AddSent", "synbkd": "SynBkd", "styl
 TRAINING, WEIGHTS, ANSWERS = HOLDS = "training set", "weights", "answers"
 _ANSWERS, _TRAINING = ("strip", "onion"), ("bedkd", "dup", "ntml", "spectral", "ac", "abl", "cube")
 # A setting that only the present form of a method has, and what earlier forms are called.
-_PRESENT = {"bedkd": "aim", "dup": "contrast"}
+_PRESENT = {"bedkd": "margin", "dup": "contrast"}
 EARLIER = {key: f"{NAMES[key]} (earlier form)" for key in _PRESENT}
 NEEDS = {name: ANSWERS if key in _ANSWERS else
          TRAINING if key.split("-")[0] in _TRAINING else WEIGHTS
