@@ -223,7 +223,8 @@ def evaluate(model: Predictor, task: Task, trigger: str | Trigger, target_label:
         rejected(on_clean) if filters else None)
     if scores.floor and scores.floor.value > HIGH_FLOOR:
         warnings.warn(f"the trigger {trigger.name!r} fools a model that was never poisoned on "
-                      f"{scores.floor.value:.0%} of the samples: an ASR with it shows no backdoor",
+                      f"{scores.floor.value:.0%} of the samples: an ASR with it is no evidence of "
+                      "a backdoor",
                       stacklevel=2)
     return scores
 

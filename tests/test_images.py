@@ -570,7 +570,7 @@ class Says:
 
 
 def check_verdicts(task):
-    """A trigger that fools a clean model shows no backdoor, and a warning says so."""
+    """A trigger that fools a clean model is no evidence of a backdoor, and a warning says so."""
     seen = {}
     for asr, floor in ((100, 100), (95, 67), (95, 3), (4, 3)):
         with warnings.catch_warnings(record=True) as found:
@@ -581,7 +581,7 @@ def check_verdicts(task):
         (100, 100): False, (95, 67): False, (95, 3): True, (4, 3): False}
     said = {case: " ".join(found) for case, (_, found) in seen.items()}
     assert "the trigger 'badnets' fools a model that was never poisoned on 100%" in said[100, 100]
-    assert "shows no backdoor" in said[95, 67]
+    assert "is no evidence of a backdoor" in said[95, 67]
     # A repaired model is no reason to warn: its trigger is sound.
     assert not said[95, 3] and not said[4, 3]
     assert evaluate(Says(100), task, "badnets", 0).is_backdoor is None
