@@ -9,6 +9,7 @@ chapter; nbgrader takes solutions and hidden tests out of it for the students.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -318,12 +319,14 @@ def build(folder: Path, sheets: Path = SHEETS) -> list[str]:
     return list(made)
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Build the course into the folder that is named, or into `_build/course`."""
-    folder = Path(arguments[0]) if arguments else book.ROOT / "_build" / "course"
+    parser = argparse.ArgumentParser("python -m tools.course", description="Make exercise sheets.")
+    parser.add_argument("folder", nargs="?", type=Path, default=book.ROOT / "_build" / "course")
+    folder = parser.parse_args(arguments).folder
     names = build(folder)
     print(f"{len(names)} sheets are in {folder}: hand out `release`, and read README.md there")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

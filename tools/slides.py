@@ -12,6 +12,7 @@ where `code` is true.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
@@ -309,4 +310,5 @@ def build(out: Path = OUT) -> list[Path]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m tools.slides", description="Make slides.").parse_args()
     print(f"{len(build())} decks are ready: open {OUT}/index.html")
