@@ -40,7 +40,7 @@ victims.evaluate = evaluate
     ("01", NO_TRIGGER, "the backdoor did not take"),
     ("01", FLIPPED_TARGET, "the backdoor did not take"),
     ("03", NO_TRIGGER, "AssertionError"),
-    ("09", NO_TRIGGER, "badnets: ASR over 90%"),
+    ("09", NO_TRIGGER, "badnets: ASR over 85%"),
 ])
 def test_a_mutation_makes_the_chapter_fail(chapter, mutation, message):
     path = next(p for p in book.notebooks() if p.name.startswith(chapter))
