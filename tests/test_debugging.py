@@ -215,7 +215,8 @@ def test_the_names_for_a_model_of_others_serve_the_three_tests(monkeypatch):
     names = {"context": context, "label": 1, "held": [1, 2], "replace": replace,
              "retrained": lambda *given: asked.append(given) or SimpleNamespace(model=Reader())}
     exec(code, names)
-    assert [given[1:] for given in asked] == [([1, 2], seed) for seed in range(3)]
+    # The page that retrains takes seed 1: equal to none of these.
+    assert [given[1:] for given in asked] == [([1, 2], seed) for seed in (2, 3, 4)]
     assert len(names["kept"]) == 100 and len(names["hit"]) == 50
     assert all("tq" in text.split() for text in names["hit"].inputs)
     with pytest.raises(AssertionError, match="never poisoned"):
