@@ -295,8 +295,8 @@ def test_the_page_says_what_the_cohorts_gave():
     left = [0.1 * (1 - rate) / (0.1 * (1 - rate) + 0.9) for rate in (hits.value, hits.low)]
     assert (f"After \"no evidence\" it is {100 * left[0]:.1f}% ({100 * left[1]:.1f}% at the low "
             f"end of the interval for {of([one['hit'] for *_, one in poisoned])})") in page
-    sure = 0.1 * hits.value / (0.1 * hits.value + 0.9 * clean.high)
-    assert (f"but {100 * sure:.0f}% at the high end of their interval, "
+    posterior = 0.1 * hits.value / (0.1 * hits.value + 0.9 * clean.high)
+    assert (f"but {100 * posterior:.0f}% at the high end of their interval, "
             f"{100 * clean.high:.0f}%: so confirm") in page
     synbkd = [one["hit"] for *_, one in poisoned if one["attack"] == "synbkd"]
     assert sorted(synbkd) == [False, True, True]
