@@ -593,6 +593,21 @@ def test_the_pdf_has_the_same_numbers_as_the_first_page(frame, landing):
         assert asr == line.asr and line.pacc.startswith(pacc) and line.cacc.startswith(cacc)
 
 
+def test_what_the_comparison_says_of_the_errors_of_bedkd_and_dup(frame):
+    page = " ".join("".join("".join(cell["source"]) for cell in PAGE["cells"]).split())
+    text = usual(frame, "text")
+    above = {key: (text["asr"] - text["floor"])[text["defense"].eq(WHOSE[key])]
+             for key in ("bedkd", "dup")}
+    assert [len(of) for of in above.values()] == [12, 12]
+    assert ((above["bedkd"] > 5).sum(), (above["dup"] > 5).sum()) == (4, 0)
+    assert round(above["dup"].min()) == -13
+    assert ("BeDKD ends more than 5 points above the floor in four, DUP in none and once 13 below"
+            in page)
+    at_5 = frame[frame["rate"].eq(0.05)].set_index(["defense", "attack"])["distance"]
+    assert at_5[EARLIER["dup"], "badnets"] > 80 and at_5[EARLIER["bedkd"], "synbkd"] > 60
+    assert "At 5% (seed 0, earlier forms) DUP left BadNets whole and BeDKD SynBkd." in page
+
+
 def test_what_the_first_page_says_of_its_figure(frame):
     """Its setting and its four results, from the records."""
     page = " ".join((ROOT / "chapters/index.md").read_text(encoding="utf8").split())
