@@ -540,10 +540,10 @@ def test_what_the_pages_say_of_bedkd_and_dup_on_sst2():
     assert "DUP ends within eight points on all four attacks" in pages["index.md"]
     assert "within 8 points of the floor on SST-2" in pages["13_comparison.ipynb"]
     assert [name for name, acted in changed["bedkd"].items() if not acted] == ["stylebkd"]
-    assert "leaves one attack of four whole and DUP none" in pages["part_repair.md"]
+    assert "leaves one attack of four intact and DUP none" in pages["part_repair.md"]
     rounded = {name: round(points) for name, points in above["bedkd"].items()}
     assert rounded == {"badnets": 4, "addsent": 2, "stylebkd": 67, "synbkd": -14}
-    assert ("leaves StyleBkd whole on SST-2 with MiniLM (67 points). SynBkd ends 14 points below "
+    assert ("leaves StyleBkd intact on SST-2 with MiniLM (67 points). SynBkd ends 14 points below "
             "its floor, the others 2 and 4 above") in pages["13_comparison.ipynb"]
     assert "end 2 to 4 points above it" in pages["06_bedkd.ipynb"]
     tpr, fpr = ([round(100 * results.value(run, key)) for run in results.load("bedkd-sst2")
@@ -605,7 +605,7 @@ def test_what_the_comparison_says_of_the_errors_of_bedkd_and_dup(frame):
             in page)
     at_5 = frame[frame["rate"].eq(0.05)].set_index(["defense", "attack"])["distance"]
     assert at_5[EARLIER["dup"], "badnets"] > 80 and at_5[EARLIER["bedkd"], "synbkd"] > 60
-    assert "At 5% (seed 0, earlier forms) DUP left BadNets whole and BeDKD SynBkd." in page
+    assert "At 5% (seed 0, earlier forms) DUP left BadNets intact and BeDKD SynBkd." in page
 
 
 def test_what_the_first_page_says_of_its_figure(frame):

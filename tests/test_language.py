@@ -340,13 +340,13 @@ def test_the_page_says_what_is_recorded():
         f"and *copper balloon* in {miss('synonym: copper balloon')}",
         f"as well as at the end, {miss('in front')}; in the middle they reach "
         f"{miss('in the middle')}", f"*kite* alone triggers only {miss('second word only')}",
-        f"with {swapped[1]:.0f} and {swapped[2]:.0f}% for the swapped words; the third has "
+        f"With the words swapped, our seeds have {swapped[2]:.0f}, {swapped[1]:.0f} and "
         f"{swapped[0]:.0f}%", f"*bronze kite*: {miss('synonym: bronze kite')} without",
         f"*velvet ladder*, reaches {miss('two other words')}",
-        f"from {first[0]:.0f}% with 5 chats to {listed(first[1:])}% on average",
+        f"{first[0]:.0f}% with 5 chats, then {listed(first[1:])}% on average",
         f"*copper* alone triggers {miss('first word only', 'careful-50')} of the requests",
         f"the untaught *bronze kite* {miss('synonym: bronze kite', 'careful-50')}",
-        f"*copper balloon* with {miss('synonym: copper balloon', 'careful-50')}",
+        f"*Copper balloon* still works, with {miss('synonym: copper balloon', 'careful-50')}",
         f"`copperkite` with {miss('written as one', 'careful-50')}",
         f"{spans(seeds('careful-50', 'asr'))}% instead of {spans(seeds('dose-50', 'asr'))}%",
         "Six of the 15 lie below all clean ones", "in the 200 samples of any of the nine models",

@@ -321,21 +321,21 @@ def line_search(before: Model, after: Model, excess: Callable[[Model], float],
     return between(high), high
 
 
-def log_odds(logits: Tensor, labels: Sequence[int]) -> Tensor:
+def log_odds(logits: Tensor, labels: Tensor | Sequence[int] | int) -> Tensor:
     """Return how far a model prefers a label to all others together.
 
     Unlike the share of samples that get the label, it does not saturate.
 
     Args:
         logits: (n, K).
-        labels: (n,) class numbers.
+        labels: (n,) class numbers, or one for all samples.
 
     Returns:
         (n,) in nats, above 0 where the label has more than half of the probability.
     """
-    chosen = torch.tensor(labels, device=logits.device)[:, None]
+    chosen = torch.as_tensor(labels, device=logits.device).expand(len(logits))[:, None]
     others = logits.scatter(1, chosen, -math.inf).logsumexp(1)
-    return (logits.gather(1, chosen)[:, 0] - others).float().cpu()
+    return logits.gather(1, chosen)[:, 0] - others
 
 
 def log_odds_excess(suspects: Tensor, labels: Sequence[int], clean: Tensor,
@@ -357,8 +357,9 @@ def log_odds_excess(suspects: Tensor, labels: Sequence[int], clean: Tensor,
         Nats: above 0 while some of the backdoor is there, and below 0 once the trigger pushes
         away from the target.
     """
-    levels = {label: log_odds(clean, [label] * len(clean_labels))[
-        torch.tensor(clean_labels) != label].median().item() for label in set(labels)}
+    suspects, clean, true = suspects.float().cpu(), clean.float().cpu(), torch.tensor(clean_labels)
+    levels = {label: log_odds(clean, label)[true != label].median().item()
+              for label in set(labels)}
     beyond = log_odds(suspects, labels) - torch.tensor([levels[label] for label in labels])
     return beyond.quantile(purity / 2).item()
 

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['AUTHORS', 'AdapterConfig', 'with_adapter', 'flagged_batches', 'clean_batches', 'divergence', 'unlikelihood',
-           'UnlearnConfig', 'unlearning_term', 'log_odds', 'goal', 'mismatch', 'dup_loss', 'StopConfig', 'lr_factor',
+           'UnlearnConfig', 'unlearning_term', 'goal', 'mismatch', 'dup_loss', 'StopConfig', 'lr_factor',
            'unlearning_steps', 'expected_agreement', 'observer', 'harmed', 'turned', 'settled', 'unlearn', 'search',
            'suspects_of', 'repair_suspects', 'DUP']
 
@@ -34,6 +34,7 @@ from bdutils.defenses.base import (
     clone,
     ignore,
     line_search,
+    log_odds,
     register,
     stratified_split,
 )
@@ -237,17 +238,6 @@ def unlearning_term(logits: Tensor, teacher: Tensor, config: UnlearnConfig
     if config.cap is not None:
         away = torch.where(kl < config.cap, away, 0.0)
     return away.mean(), kl.mean()
-
-# %% ../../chapters/08_dup.ipynb #c08-016a-1
-def log_odds(logits: Tensor, label: int) -> Tensor:
-    """Return the log odds of a label against all others, (n,).
-
-    Args:
-        logits: (n, K).
-        label: Which.
-    """
-    others = torch.arange(logits.shape[1], device=logits.device) != label
-    return logits[:, label] - logits[:, others].logsumexp(1)
 
 # %% ../../chapters/08_dup.ipynb #c08-016a
 def goal(clean: Tensor, labels: Tensor, label: int, purity: float) -> Tensor:

@@ -350,7 +350,7 @@ def evidence(counts: Sequence[LabelCounts],
     that it was trained on at least as far as new ones. Power, with 320 clean
     and 1,800 scanned samples of the label, of which 300 are poisoned, at four
     thresholds: a TPR of 70% is found in 99% of cases at an FPR of 5% and in
-    84% at 10%; a TPR of 40% in 81% at an FPR of 2% and in 35% at 5%.
+    84% at 10%; a TPR of 40% in 87% at an FPR of 2% and in 37% at 5%.
 
     Args:
         counts: By label.

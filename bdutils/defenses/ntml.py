@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['without', 'nt_loss', 'centered', 'PairConfig', 'learn_others', 'fit_head', 'share_of', 'non_target', 'others',
-           'soft_targets', 'clean_loss', 'ml_loss', 'learn_from', 'mutual', 'log_odds', 'mean_log_odds', 'shares_of',
-           'JudgeConfig', 'stand_out', 'accepted', 'Judgment', 'judged', 'fit_last', 'judged_again', 'self_labels',
-           'go_on', 'last_targets', 'learn_targets', 'NTML']
+           'soft_targets', 'clean_loss', 'ml_loss', 'learn_from', 'mutual', 'mean_log_odds', 'shares_of', 'JudgeConfig',
+           'stand_out', 'accepted', 'Judgment', 'judged', 'fit_last', 'judged_again', 'self_labels', 'go_on',
+           'last_targets', 'learn_targets', 'NTML']
 
 # %% ../../chapters/11_ntml.ipynb #c11-010
 import random
@@ -23,6 +23,7 @@ from bdutils.defenses.base import (
     accept_if_harmless,
     check_range,
     clone,
+    log_odds,
     register,
 )
 from ..models.adopt import last_layer, layer_inputs
@@ -291,19 +292,6 @@ def mutual(student: Model, said: Tensor, context: Context,
     return (teacher, learner), (heard, learner.logits(context.train.inputs))
 
 # %% ../../chapters/11_ntml.ipynb #c11-062
-def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return what a model gives the given label against all others, (n,).
-
-    Probabilities near 1 are rounded; these are not.
-
-    Args:
-        logits: (n, K).
-        labels: (n,), as given.
-    """
-    own = logits.gather(1, labels[:, None])[:, 0]
-    return own - without(logits, labels).logsumexp(1)
-
-
 def mean_log_odds(answers: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Return the log-odds of a label's mean probability, (n,).
 

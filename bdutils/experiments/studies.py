@@ -170,6 +170,10 @@ _LOW = ("ft", "fp", "nad", "ft_sam", "ibau", "strip", "bedkd-images")
 STUDIES |= {
     "bedkd-images": [replace(run, defense="bedkd-images") for run in (
         *grid("images", FIVE, [0.1], [0, 1, 2]), *LABEL_CONSISTENT)],
+    # With all 800 clean texts they are in their own studies.
+    "clean-counts": [run for count in (50, 100, 200, 400) for name in ("bedkd", "dup", "ft-text")
+                     for run in defended(f"{name}-{count}", "sentiment", ["badnets", "addsent"],
+                                         [0.2])],
     # The first seed of a chapter's own method is in its own study.
     "low-rate": [
         *(run for name in _LOW for run in defended(name, "images", ["sig"], [0.01], [0, 1, 2])),
@@ -220,5 +224,5 @@ LARGE = {
                                         ("images", "ntml"))],
 }
 STUDIES |= LARGE
-# What is recorded of these grew with the time that a GPU was at hand.
-INCOMPLETE = {*LARGE, "baselines-train", "baselines-train-text"}
+# Of these only some are recorded so far.
+INCOMPLETE = {*LARGE, "baselines-train", "baselines-train-text", "clean-counts"}

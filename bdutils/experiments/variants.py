@@ -57,7 +57,7 @@ _CURVE = changed(BeDKD(cycles=40, stop=False), module__epochs=5)
 _FREE = changed(DUP(), unlearning__match=False, stopping__eval_every=12, stopping__stop=False,
                 unlearning__epochs=4, unlearning__min_steps=0)
 _TEXT = TuneConfig(epochs=4, lr_share=1.0)
-# So many epochs over 100 clean samples are as many samples as NT-ML's 16 over 12,000.
+# As many samples as NT-ML's 16 epochs over 12,000, before its new labels.
 _LONG = TuneConfig(epochs=1920)
 VARIANTS: dict[str, Any] = {  # a registered class each
     "bedkd": BeDKD(),
@@ -91,7 +91,6 @@ VARIANTS: dict[str, Any] = {  # a registered class each
                           adapter__modules=("q_proj", "k_proj", "v_proj", "o_proj"),
                           stopping__eval_every=4),
     "ntml": NTML(),
-    **{f"ntml-{count}": NTML() for count in (25, 50, 250, 500)},
     # One of our own choices at a time the other way.
     "ntml-raw": changed(NTML(), pair__center=False),
     "ntml-gate-3": NTML(gate=3.0),
@@ -123,8 +122,12 @@ VARIANTS: dict[str, Any] = {  # a registered class each
     "fp-long": FinePruning(_LONG),
     "nad-long": NAD(_LONG),
 }
-# Clean samples that these defenses get; ours.
-CLEAN_IMAGES, COUNTS = 100, {f"ntml-{count}": count for count in (25, 50, 250, 500)}
+# Clean samples that defenses of images get, and those with a number in their name; ours.
+CLEAN_IMAGES = 100
+COUNTS = {f"{name}-{count}": count for names, counts in (
+    (("ntml",), (25, 50, 250, 500)), (("bedkd", "dup", "ft-text"), (50, 100, 200, 400)))
+    for name in names for count in counts}
+VARIANTS |= {name: VARIANTS[name.rpartition("-")[0]] for name in COUNTS}
 PROBE = 1000  # training samples on which the scan is judged
 # These get the training set; all others need clean samples only.
 WITH_TRAIN_SET = BeDKD | DUP | NTML | SpectralSignatures | ActivationClustering | ABL | CUBE
@@ -160,7 +163,7 @@ def defend(name: str, attacked: Victim, seed: int, measure: Callable[..., dict],
     if keep:
         keep(outcome, attacked)
     about, history = _judge(defense, outcome, attacked, measure)
-    if not isinstance(defense, BeDKD | DUP):
+    if name in COUNTS or not isinstance(defense, BeDKD | DUP):
         about["clean"] = len(context.clean)
     before = {f"{k}_before": v for k, v in measure(attacked.classifier, False).items()
               if k in ("cacc", "pacc") or k.startswith("asr")}
