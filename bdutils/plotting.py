@@ -51,6 +51,10 @@ class Frames:
         """Name the label and the states."""
         return f"slider over {self.label}: {', '.join(self.values)}"
 
+    def _repr_png_(self) -> bytes:
+        """Return the state that shows first, for the PDF."""
+        return self.images[self.start]
+
     def _repr_html_(self) -> str:
         """Return the slider as HTML that needs no library."""
         # Of the images too: a page may have two sliders over the same values.

@@ -112,6 +112,7 @@ def test_a_slider_is_self_contained_and_stable():
     assert repr(first) == "slider over height: 1, 2, 3"
     assert page == second._repr_html_()  # the same id and images each time
     assert page.count("data:image/png;base64,") == 3 and page.count(" hidden src=") == 2
+    assert first._repr_png_() == first.images[1]  # for the PDF
     assert "http" not in page and "a line to 2 &amp; &lt;more&gt;" in page
     assert plt.get_fignums() == []  # nothing is left to be shown twice
 
