@@ -79,7 +79,7 @@ def test_the_whole_queue_runs_on_tiny_sizes(data, tmp_path):
     env = {**os.environ, "BDUTILS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT),
            "CUDA_VISIBLE_DEVICES": "", gpu.NOTE: "rounded"}
     run = subprocess.run(
-        [sys.executable, "benchmarks/gpu.py", "--data", data, "--out", out, "--seconds", "280",
+        [sys.executable, "benchmarks/gpu.py", "--data", data, "--out", out, "--seconds", "3000",
          "--workers", "2", "--tiny"], cwd=ROOT, env=env, capture_output=True, text=True)
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     print(run.stdout)
