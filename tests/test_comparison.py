@@ -608,6 +608,18 @@ def test_what_the_comparison_says_of_the_errors_of_bedkd_and_dup(frame):
     assert "At 5% (seed 0, earlier forms) DUP left BadNets intact and BeDKD SynBkd." in page
 
 
+def test_what_the_comparison_says_of_fewer_clean_texts():
+    page = "".join("".join(cell["source"]) for cell in PAGE["cells"])
+    runs = {run["settings"]["defense"]: run for run in results.load("clean-counts")
+            if run["method"] == "addsent"}
+    above = {key: round(100 * (results.value(run, "asr") - results.value(run, "floor")))
+             for key, run in runs.items()}
+    assert (above["bedkd-200"], above["dup-200"]) == (8, -4)
+    assert not runs["dup-100"]["metrics"]["changed"]
+    assert ("With 200 clean texts (AddSent, one run) BeDKD ends 8 points above the floor, DUP 4 "
+            "below; with 100 DUP finds nothing.") in page
+
+
 def test_what_the_first_page_says_of_its_figure(frame):
     """Its setting and its four results, from the records."""
     page = " ".join((ROOT / "chapters/index.md").read_text(encoding="utf8").split())
