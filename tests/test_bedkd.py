@@ -1153,6 +1153,8 @@ def test_log_odds_by_hand():
     logits = torch.tensor([[1.0, 3.0], [2.0, -1.0]])
     assert log_odds(logits, [1, 1]).tolist() == pytest.approx([2.0, -3.0])
     three = torch.tensor([[0.7, 0.2, 0.1]]).log()
+    assert log_odds(logits, 1).tolist() == log_odds(logits, torch.tensor([1, 1])).tolist()
+    assert log_odds(logits, 0).tolist() == pytest.approx([-2.0, 3.0])  # one label for all
     assert log_odds(three, [0]).item() == pytest.approx(math.log(0.7 / 0.3), rel=1e-5)
     assert log_odds(three, [2]).item() == pytest.approx(math.log(0.1 / 0.9), rel=1e-5)
 

@@ -616,8 +616,8 @@ def test_what_the_comparison_says_of_fewer_clean_texts():
              for key, run in runs.items()}
     assert (above["bedkd-200"], above["dup-200"]) == (8, -4)
     assert not runs["dup-100"]["metrics"]["changed"]
-    assert ("With 200 clean texts (AddSent, one run) BeDKD ends 8 points above the floor, DUP 4 "
-            "below; with 100 DUP finds nothing.") in page
+    assert ("With 200 clean texts (AddSent, one run each) BeDKD ends 8 points above the floor, "
+            "DUP 4 below; with 100 DUP reports no evidence.") in page
 
 
 def test_what_the_first_page_says_of_its_figure(frame):
