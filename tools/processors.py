@@ -79,6 +79,7 @@ def environment(setting: str, threads: int, cache: Path) -> dict[str, str]:
     path = [str(ROOT), *filter(None, [kept.get("PYTHONPATH")])]
     return kept | SETTINGS[setting] | {
         "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # two threads that spin would stand still beside a busy core
         "BDUTILS_CACHE": str(cache), "BDUTILS_SCALE": "small", "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(path)}
 
