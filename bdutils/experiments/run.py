@@ -15,7 +15,7 @@ from .. import scale
 from ..attacks.base import PoisonConfig, PoisonRecord, TextTrigger, Trigger
 from ..attacks.image import BadNetsPatch
 from ..attacks.text import TEXT_TRIGGERS, ParaphraseTable, paraphrases_from
-from ..data import IMAGE_SETS, load_task
+from ..data import IMAGE_SETS, IMAGE_SIZES, load_task
 from ..defenses.base import Predictor, clone
 from ..defenses.finetune import TuneConfig, tuning_config
 from ..evaluation import Scores, Victim, evaluate, victim
@@ -24,7 +24,7 @@ from ..roles import Task, TestSet, TrainSet, stratified_subset
 from ..training import Model, train, training_for
 from . import results
 from .studies import ON_CLEAN, Run
-from .variants import VARIANTS, Keep, defend
+from .variants import COUNTS, VARIANTS, Keep, defend
 
 IMAGE_TARGET = 0  # Wu et al. 2022; texts have 1 (Cui et al. 2022)
 # One epoch over the larger sets is as many steps as two over the small one.
@@ -233,12 +233,11 @@ def with_relearning(measure: Measure, attacked: Victim, target: int,
 def _trained(run: Run, benchmark: Path | None) -> tuple[Victim, Victim, int]:
     """Return the clean model of a run, the attacked one, and the target label."""
     small = scale() == "small"
-    sizes: dict[str, int | None] | None = SIZES.get(run.task) if small else None
     changes = ({"epochs": EPOCHS[run.task]} if run.task in EPOCHS and small else
                {} if small else FULL_TRAINING.get(run.task, {}))
     if run.encoder == "causal":
-        sizes, changes = CAUSAL_SIZES, CAUSAL_TRAINING
-    task = _task(run.task, benchmark, tuple((sizes or {}).items()), scale())
+        changes = CAUSAL_TRAINING
+    task = _task(run.task, benchmark, tuple(sizes_of(run, small).items()), scale())
     training = training_for(task, seed=run.seed, **changes)
     target = IMAGE_TARGET if task.train.are_images else 1
     options: dict = {"training": training, "encoder": run.encoder}
@@ -249,6 +248,23 @@ def _trained(run: Run, benchmark: Path | None) -> tuple[Victim, Victim, int]:
     attacked = victim(task, _attack(run, benchmark), poison_rate=run.poison_rate,
                       label_mode=run.label_mode, seed=run.seed, target_label=target, **options)
     return victim(task, None, **options), attacked, target
+
+
+def sizes_of(run: Run, small: bool) -> dict[str, int | None]:
+    """Return the samples of each role that a run has not as usual.
+
+    Args:
+        run: The cell.
+        small: Whether this is the scale `small`.
+    """
+    if run.encoder == "causal":
+        return CAUSAL_SIZES
+    sizes = dict(SIZES.get(run.task, {})) if small else {}
+    clean = COUNTS.get(run.defense, 0)
+    # Who holds more images than there usually are meets another split, and so another victim.
+    if run.task == "images" and clean > (IMAGE_SIZES["small"]["clean"] or clean):
+        sizes["clean"] = clean
+    return sizes
 
 
 @lru_cache(maxsize=2)  # runs of a study follow each other, and nobody changes a task

@@ -170,10 +170,13 @@ _LOW = ("ft", "fp", "nad", "ft_sam", "ibau", "strip", "bedkd-images")
 STUDIES |= {
     "bedkd-images": [replace(run, defense="bedkd-images") for run in (
         *grid("images", FIVE, [0.1], [0, 1, 2]), *LABEL_CONSISTENT)],
-    # With all 800 clean texts they are in their own studies.
-    "clean-counts": [run for count in (50, 100, 200, 400) for name in ("bedkd", "dup", "ft-text")
-                     for run in defended(f"{name}-{count}", "sentiment", ["badnets", "addsent"],
-                                         [0.2])],
+    # With all 800 clean texts or 100 images they are in their own studies.
+    "clean-counts": [
+        *(run for count in (50, 100, 200, 400) for name in ("bedkd", "dup", "ft-text")
+          for run in defended(f"{name}-{count}", "sentiment", ["badnets", "addsent"], [0.2])),
+        *(run for count in (25, 500, 2500) for name in ("ft", "fp", "nad", "ft_sam", "ibau")
+          for run in defended(f"{name}-{count}", "images", ["badnets"], [0.1])),
+        *defended("ft_sweep-2500", "images", ["badnets"], [0.1])],
     # The first seed of a chapter's own method is in its own study.
     "low-rate": [
         *(run for name in _LOW for run in defended(name, "images", ["sig"], [0.01], [0, 1, 2])),

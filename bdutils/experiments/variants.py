@@ -125,7 +125,8 @@ VARIANTS: dict[str, Any] = {  # a registered class each
 # Clean samples that defenses of images get, and those with a number in their name; ours.
 CLEAN_IMAGES = 100
 COUNTS = {f"{name}-{count}": count for names, counts in (
-    (("ntml",), (25, 50, 250, 500)), (("bedkd", "dup", "ft-text"), (50, 100, 200, 400)))
+    (("ntml",), (25, 50, 250, 500)), (("bedkd", "dup", "ft-text"), (50, 100, 200, 400)),
+    (("ft", "fp", "nad", "ft_sam", "ibau"), (25, 500, 2500)), (("ft_sweep",), (2500,)))
     for name in names for count in counts}
 VARIANTS |= {name: VARIANTS[name.rpartition("-")[0]] for name in COUNTS}
 PROBE = 1000  # training samples on which the scan is judged
