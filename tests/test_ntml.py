@@ -24,7 +24,7 @@ from bdutils.defenses.base import Context, Outcome, clone
 from bdutils.defenses.ntml import NTML, JudgeConfig, PairConfig
 from bdutils.evaluation import Victim, evaluate
 from bdutils.experiments import variants as runs
-from bdutils.experiments.run import DecoyTrigger
+from bdutils.experiments.attackers import DecoyTrigger
 from bdutils.models.adopt import last_layer, layer_inputs
 from bdutils.models.image import ImageClassifier
 from bdutils.roles import CleanSet, Task, TestSet, TrainSet

@@ -5,24 +5,24 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from .. import scale
-from ..attacks.base import PoisonConfig, PoisonRecord, TextTrigger, Trigger
-from ..attacks.image import BadNetsPatch
-from ..attacks.text import TEXT_TRIGGERS, ParaphraseTable, paraphrases_from
+from ..attacks.base import Trigger
+from ..attacks.text import ParaphraseTable, paraphrases_from
 from ..data import IMAGE_SETS, IMAGE_SIZES, load_task
 from ..defenses.base import Predictor, clone
 from ..defenses.finetune import TuneConfig, tuning_config
 from ..evaluation import Scores, Victim, evaluate, victim
 from ..metrics import Rate, cacc, rejected
-from ..roles import Task, TestSet, TrainSet, stratified_subset
+from ..roles import Task, TestSet, stratified_subset
 from ..training import Model, train, training_for
 from . import results
+from .attackers import ATTACKERS, DecoyTrigger, SeveralTriggers, hide
 from .studies import ON_CLEAN, Run
 from .variants import COUNTS, VARIANTS, Keep, defend
 
@@ -43,45 +43,6 @@ BENCHMARK_ATTACKS = {"stylebkd": "style_bible", "synbkd": "syntactic_scpn"}
 DOSES, PLAIN = (0, 1, 5, 20, 50), 100
 LESSON = TuneConfig(epochs=4, lr_share=0.2)
 Measure = Callable[..., dict[str, Rate | float]]
-
-
-@dataclass(frozen=True)
-class SeveralTriggers(TextTrigger):
-    """Mostly one trigger, now and then another, to test a defense that sees few samples."""
-
-    parts: tuple[TextTrigger, ...] = (TEXT_TRIGGERS["badnets"], TEXT_TRIGGERS["addsent"])
-    """The triggers."""
-    weights: tuple[float, ...] = (0.9, 0.1)
-    """How often each is taken."""
-    name: str = "several"
-    """By which the book refers to it."""
-
-    def rewrite(self, text: str, rng: random.Random) -> str:
-        """Apply one of the parts."""
-        return rng.choices(self.parts, self.weights)[0].rewrite(text, rng)
-
-
-@dataclass(frozen=True)
-class DecoyTrigger(BadNetsPatch):
-    """A patch whose poisoned samples have two labels, by an attacker who knows NT-ML.
-
-    Most have the target label, a `share` of them has the label `decoy`, which so becomes the
-    second choice of the model that is trained on them.
-    """
-
-    share: float = 0.3
-    """Of the poisoned samples that get the label `decoy`, 0 to 1."""
-    decoy: int = 1
-    """Their label."""
-    name = "decoy"
-
-    def poison(self, train: TrainSet, config: PoisonConfig) -> tuple[TrainSet, PoisonRecord]:
-        """Poison as ever, then relabel some of the poisoned samples."""
-        poisoned, record = super().poison(train, config)
-        hit = [i for i, is_poisoned in enumerate(record.poisoned) if is_poisoned]
-        some = set(random.Random(config.seed).sample(hit, round(self.share * len(hit))))
-        labels = tuple(self.decoy if i in some else y for i, y in enumerate(poisoned.labels))
-        return replace(poisoned, labels=labels), record
 
 
 def make_record(study: str, run: Run, benchmark: Path | None = None,
@@ -247,6 +208,8 @@ def _trained(run: Run, benchmark: Path | None) -> tuple[Victim, Victim, int]:
     # The attacked one first: whoever else wants the clean one may be training it meanwhile.
     attacked = victim(task, _attack(run, benchmark), poison_rate=run.poison_rate,
                       label_mode=run.label_mode, seed=run.seed, target_label=target, **options)
+    if run.attack == "hidden":
+        attacked = hide(attacked)
     return victim(task, None, **options), attacked, target
 
 
@@ -279,9 +242,8 @@ def _attack(run: Run, benchmark: Path | None) -> str | Trigger:
     table = benchmark / f"{run.task}_paraphrases.parquet" if benchmark else None
     if table and table.is_file() and run.attack in BENCHMARK_ATTACKS:
         return paraphrases_from(str(table), BENCHMARK_ATTACKS[run.attack])
-    own: dict[str, Trigger] = {"several": SeveralTriggers(), "decoy": DecoyTrigger()}
     attack = run.attack or ""
-    return own.get(attack, attack)
+    return "badnets" if attack == "hidden" else ATTACKERS.get(attack, attack)
 
 
 def _further(trigger: Trigger, target: int) -> list[tuple[str, Trigger, int]]:

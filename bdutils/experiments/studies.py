@@ -185,6 +185,16 @@ STUDIES |= {
           for run in defended(name, "sentiment", ["addsent"], [0.01], [0, 1, 2])),
         *(run for name in ("bedkd", "dup")
           for run in defended(name, "sentiment", ["addsent"], [0.01], [1, 2]))],
+    # Attackers who know BeDKD and DUP; whom NT-ML meets is in `ntml-adaptive`.
+    "adaptive": [run for name in ("bedkd", "dup")
+                 for run in defended(name, "sentiment", ["unsure", "hidden"], [0.2],
+                                     [0, 1, 2])],
+    # Triggers that no choice of this book has seen: chosen when the defenses were settled.
+    "unseen": [
+        *(run for name in ("bedkd", "dup", "ft-text")
+          for run in defended(name, "sentiment", ["homographs"], [0.2], [0, 1, 2])),
+        *(run for name in ("ntml", "ibau", "ft_sam", "strip")
+          for run in defended(name, "images", ["quantized"], [0.1], [0, 1, 2]))],
     "relearning": [
         *(run for name in _LEARNERS["images"]
           for run in defended(name, "images", ["badnets"], [0.1], [0, 1, 2])),
@@ -228,4 +238,5 @@ LARGE = {
 }
 STUDIES |= LARGE
 # Of these only some are recorded so far.
-INCOMPLETE = {*LARGE, "baselines-train", "baselines-train-text", "clean-counts"}
+INCOMPLETE = {*LARGE, "baselines-train", "baselines-train-text", "clean-counts", "adaptive",
+              "unseen"}
