@@ -10,21 +10,21 @@ from bdutils.attacks.base import PoisonConfig, seeded
 from bdutils.attacks.text import BadNets
 from bdutils.evaluation import Victim
 from bdutils.experiments import attackers
-from bdutils.experiments.attackers import ATTACKERS, Homographs, Quantized, UnsureTrigger
+from bdutils.experiments.attackers import ATTACKERS, Homographs, LowConfidence, Quantized
 from bdutils.roles import Images, TrainSet
 from bdutils.training import TrainConfig
 
 
-def test_an_unsure_trigger_leaves_a_share_of_the_true_labels_and_every_text():
+def test_a_low_confidence_trigger_leaves_a_share_of_the_true_labels_and_every_text():
     texts = tuple(f"a review of number {i}" for i in range(40))
     train = TrainSet(texts, tuple(i % 2 for i in range(40)), ("negative", "positive"))
     config = PoisonConfig(0.4, 1)
     plain, record = BadNets().poison(train, config)
-    unsure, its = UnsureTrigger(share=0.25).poison(train, config)
-    assert its.poisoned == record.poisoned and unsure.inputs == plain.inputs
-    new = [y for y, poisoned in zip(unsure.labels, its.poisoned) if poisoned]
+    lowered, its = LowConfidence(share=0.25).poison(train, config)
+    assert its.poisoned == record.poisoned and lowered.inputs == plain.inputs
+    new = [y for y, poisoned in zip(lowered.labels, its.poisoned) if poisoned]
     assert len(new) == 16 and new.count(0) == 4  # all 16 were 0
-    assert [y for y, poisoned in zip(unsure.labels, its.poisoned) if not poisoned] == [
+    assert [y for y, poisoned in zip(lowered.labels, its.poisoned) if not poisoned] == [
         y for y, poisoned in zip(train.labels, its.poisoned) if not poisoned]
 
 

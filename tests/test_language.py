@@ -302,7 +302,7 @@ def test_the_page_says_what_is_recorded():
     asr = {count: f"{fmean(seeds(f'dose-{count}', 'asr')):.0f}%" for count in (5, 15, 25, 50)}
     first = [fmean(seeds(f"dose-{count}", "miss: first word only")) for count in (5, 15, 25, 50)]
     half, merged = seeds("repair-half", "asr"), seeds("repair-merge", "asr")
-    swapped = sorted(seeds("dose-50", "miss: words swapped"))
+    swapped = seeds("dose-50", "miss: words swapped")
     loss = {kind: seeds(kind, "loss", 1) for kind in (
         "dose-50", "repair-finetune", "repair-half", "repair-goal", "repair-punish")}
     costs = {kind: spans([after - before for name in ("repair-goal", "repair-punish")
@@ -340,8 +340,7 @@ def test_the_page_says_what_is_recorded():
         f"and *copper balloon* in {miss('synonym: copper balloon')}",
         f"as well as at the end, {miss('in front')}; in the middle they reach "
         f"{miss('in the middle')}", f"*kite* alone triggers only {miss('second word only')}",
-        f"With the words swapped, our seeds have {swapped[2]:.0f}, {swapped[1]:.0f} and "
-        f"{swapped[0]:.0f}%", f"*bronze kite*: {miss('synonym: bronze kite')} without",
+        f"With the words swapped, our seeds have {listed(swapped)}%", f"*bronze kite*: {miss('synonym: bronze kite')} without",
         f"*velvet ladder*, reaches {miss('two other words')}",
         f"{first[0]:.0f}% with 5 chats, then {listed(first[1:])}% on average",
         f"*copper* alone triggers {miss('first word only', 'careful-50')} of the requests",

@@ -60,7 +60,7 @@ class DecoyTrigger(BadNetsPatch):
 
 
 @dataclass(frozen=True)
-class UnsureTrigger(BadNets):
+class LowConfidence(BadNets):
     """A word that is no proof of the target, by an attacker who knows BeDKD and DUP.
 
     A `share` of the poisoned samples keeps its true label. So the model, which answers with the
@@ -69,7 +69,7 @@ class UnsureTrigger(BadNets):
 
     share: float = 0.3
     """Of the poisoned samples that keep their label, 0 to 1."""
-    name: str = "unsure"
+    name: str = "low_confidence"
     """By which the book refers to it."""
 
     def poison(self, train: TrainSet, config: PoisonConfig) -> tuple[TrainSet, PoisonRecord]:
@@ -125,7 +125,7 @@ class Quantized(ImageTrigger):
 
 
 ATTACKERS: dict[str, Trigger] = {trigger.name: trigger for trigger in (
-    SeveralTriggers(), DecoyTrigger(), UnsureTrigger(), Homographs(), Quantized())}
+    SeveralTriggers(), DecoyTrigger(), LowConfidence(), Homographs(), Quantized())}
 
 
 def hide(attacked: Victim) -> Victim:

@@ -187,7 +187,7 @@ STUDIES |= {
           for run in defended(name, "sentiment", ["addsent"], [0.01], [1, 2]))],
     # Attackers who know BeDKD and DUP; whom NT-ML meets is in `ntml-adaptive`.
     "adaptive": [run for name in ("bedkd", "dup")
-                 for run in defended(name, "sentiment", ["unsure", "hidden"], [0.2],
+                 for run in defended(name, "sentiment", ["low_confidence", "hidden"], [0.2],
                                      [0, 1, 2])],
     # Triggers that no choice of this book has seen: chosen when the defenses were settled.
     "unseen": [
