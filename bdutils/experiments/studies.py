@@ -176,7 +176,8 @@ STUDIES |= {
           for run in defended(f"{name}-{count}", "sentiment", ["badnets", "addsent"], [0.2])),
         *(run for count in (25, 500, 2500) for name in ("ft", "fp", "nad", "ft_sam", "ibau")
           for run in defended(f"{name}-{count}", "images", ["badnets"], [0.1])),
-        *defended("ft_sweep-2500", "images", ["badnets"], [0.1])],
+        *defended("ft_sweep-2500", "images", ["badnets"], [0.1]),
+        *defended("ft-2500", "images", ["badnets"], [0.1], [1, 2])],
     # The first seed of a chapter's own method is in its own study.
     "low-rate": [
         *(run for name in _LOW for run in defended(name, "images", ["sig"], [0.01], [0, 1, 2])),
