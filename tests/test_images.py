@@ -4,6 +4,7 @@ import copy
 import gzip
 import hashlib
 import inspect
+import os
 import subprocess
 import sys
 import warnings
@@ -50,9 +51,11 @@ from bdutils.metrics import wilson
 from bdutils.models.image import (
     NETWORKS,
     ImageClassifier,
+    NetworkConfig,
     PreActResNet,
     augmented,
     floats,
+    layout_of,
     stored,
 )
 from bdutils.roles import CleanSet, Images, Task, TestSet, TrainSet
@@ -214,6 +217,31 @@ def test_the_full_network_is_preact_resnet_18():
     assert sum(p.numel() for p in model.parameters()) == 11_171_146 + 2 * 512
     out = model.eval()(torch.zeros(2, 3, 32, 32))
     assert out.logits.shape == (2, 10) and out.hidden_states[-1].shape == (2, 512, 4, 4)
+
+
+def test_a_strided_convolution_of_few_channels_is_kept_from_channels_last():
+    few, usual = (NetworkConfig(widths=widths, blocks=(1, 1)) for widths in ((4, 8), (8, 16)))
+    assert layout_of(PreActResNet(few)) == torch.contiguous_format
+    assert layout_of(PreActResNet(usual)) == torch.channels_last
+    assert layout_of(torch.nn.Conv2d(6, 12, 3, 2)) == torch.channels_last
+
+
+def test_a_network_of_few_channels_survives_a_training_with_avx2_alone():
+    """A crash of the library, which no `except` catches: so in a process of its own."""
+    code = """
+import torch
+from bdutils.models import image
+image.NETWORKS["small"] = image.NetworkConfig(widths=(4, 8), blocks=(1, 1), stem_stride=2)
+net = image.ImageClassifier.new(2, channels=1, network="small")
+net.model.train()
+pixels = torch.zeros(32, 1, 32, 32, dtype=torch.uint8)
+for _ in range(15):
+    net.model(**net.collate(pixels, range(32))).logits.square().mean().backward()
+print("done")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={
+        **os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"})
+    assert run.stdout == "done\n", run.stderr[-300:]
 
 
 def test_augmentation_moves_pixels_and_makes_none():

@@ -340,7 +340,8 @@ def test_the_page_says_what_is_recorded():
         f"and *copper balloon* in {miss('synonym: copper balloon')}",
         f"as well as at the end, {miss('in front')}; in the middle they reach "
         f"{miss('in the middle')}", f"*kite* alone triggers only {miss('second word only')}",
-        f"With the words swapped, our seeds have {listed(swapped)}%", f"*bronze kite*: {miss('synonym: bronze kite')} without",
+        f"With the words swapped, our seeds have {listed(swapped)}%",
+        f"*bronze kite*: {miss('synonym: bronze kite')} without",
         f"*velvet ladder*, reaches {miss('two other words')}",
         f"{first[0]:.0f}% with 5 chats, then {listed(first[1:])}% on average",
         f"*copper* alone triggers {miss('first word only', 'careful-50')} of the requests",

@@ -201,12 +201,24 @@ class ImageClassifier(BaseClassifier):
         x = encoded[torch.as_tensor(indices, device=encoded.device)].float() / 255
         if self.model.training:
             x = augmented(x, self.pad, self.flip)
-        return {"pixel_values": x.contiguous(memory_format=torch.channels_last)}
+        # `contiguous` would leave one channel in whatever order it has.
+        return {"pixel_values": x.clone(memory_format=layout_of(self.model))}
+
+
+def layout_of(model: nn.Module) -> torch.memory_format:
+    """Return the order in memory that convolutions like, unless one of them does not survive it.
+
+    On a processor with AVX2 and no AVX-512, the backward pass of a strided 1x1 convolution over
+    channels last ends Python if the number of channels is no multiple of 8 (torch 2.13).
+    """
+    fails = any(isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1)
+                and part.stride != (1, 1) and part.in_channels % 8 for part in model.modules())
+    return torch.contiguous_format if fails else torch.channels_last
 
 
 def _placed(model: nn.Module) -> nn.Module:
     """Move a network to the device, its weights in the order that convolutions like."""
-    return model.to(pick_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(pick_device(), memory_format=layout_of(model))  # type: ignore[call-overload]
 
 
 def write_weights(module: nn.Module, path: Path) -> None:
