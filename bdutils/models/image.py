@@ -201,8 +201,10 @@ class ImageClassifier(BaseClassifier):
         x = encoded[torch.as_tensor(indices, device=encoded.device)].float() / 255
         if self.model.training:
             x = augmented(x, self.pad, self.flip)
-        # `contiguous` would leave one channel in whatever order it has.
-        return {"pixel_values": x.clone(memory_format=layout_of(self.model))}
+        layout = layout_of(self.model)
+        if layout == torch.contiguous_format:  # `contiguous` leaves one channel in any order
+            return {"pixel_values": x.clone(memory_format=layout)}
+        return {"pixel_values": x.contiguous(memory_format=layout)}
 
 
 def layout_of(model: nn.Module) -> torch.memory_format:
