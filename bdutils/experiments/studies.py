@@ -177,7 +177,9 @@ STUDIES |= {
         *(run for count in (25, 500, 2500) for name in ("ft", "fp", "nad", "ft_sam", "ibau")
           for run in defended(f"{name}-{count}", "images", ["badnets"], [0.1])),
         *defended("ft_sweep-2500", "images", ["badnets"], [0.1]),
-        *defended("ft-2500", "images", ["badnets"], [0.1], [1, 2])],
+        *defended("ft-2500", "images", ["badnets"], [0.1], [1, 2]),
+        *(run for name in ("ft-2500", "ft_sam-2500")
+          for run in defended(name, "images", ["blended", "sig"], [0.1]))],
     # The first seed of a chapter's own method is in its own study.
     "low-rate": [
         *(run for name in _LOW for run in defended(name, "images", ["sig"], [0.01], [0, 1, 2])),
