@@ -618,16 +618,54 @@ def test_what_the_comparison_says_of_the_errors_of_bedkd_and_dup(frame):
     assert "At 5% (seed 0, earlier forms) DUP left BadNets intact and BeDKD SynBkd." in page
 
 
-def test_what_the_comparison_says_of_fewer_clean_texts():
+def excess(run):
+    return 100 * (results.value(run, "asr") - results.value(run, "floor"))
+
+
+def spent(run):
+    return 100 * (results.value(run, "cacc_before") - results.value(run, "cacc"))
+
+
+def test_what_the_comparison_says_of_more_clean_samples_and_of_fewer():
     page = "".join("".join(cell["source"]) for cell in PAGE["cells"])
-    runs = {run["settings"]["defense"]: run for run in results.load("clean-counts")
-            if run["method"] == "addsent"}
-    above = {key: round(100 * (results.value(run, "asr") - results.value(run, "floor")))
-             for key, run in runs.items()}
-    assert (above["bedkd-200"], above["dup-200"]) == (8, -4)
-    assert not runs["dup-100"]["metrics"]["changed"]
-    assert ("With 200 clean texts (AddSent, one run each) BeDKD ends 8 points above the floor, "
-            "DUP 4 below; with 100 DUP reports no evidence.") in page
+    seed_0 = [run for study in ("clean-counts", "ntml-counts", "baselines")
+              for run in results.load(study) if run["seed"] == 0]
+    runs = {(run["method"], run["settings"]["defense"]): run for run in seed_0}
+    images = {key: round(excess(run)) for (attack, key), run in runs.items()
+              if attack == "badnets" and run["task"] == "fashion"}
+    assert (f"fine-tuning goes from {images['ft']} points above the floor to "
+            f"{images['ft-2500']}, and FT-SAM from {images['ft_sam']} to "
+            f"{images['ft_sam-2500']}") in page
+    assert f"even gains {-spent(runs['badnets', 'ft-2500']):.1f} points of accuracy" in page
+    assert (f"FT-SAM with 500 ends {images['ft_sam-500']} points above, for "
+            f"{spent(runs['badnets', 'ft_sam-500']):.0f} points of accuracy") in page
+    assert abs(images["ntml-25"]) < 1 and "NT-ML needs 25." in page
+    text = {key: run for (attack, key), run in runs.items() if attack == "addsent"}
+    assert not text["dup-100"]["metrics"]["changed"]
+    assert (f"with 200, DUP ends {-round(excess(text['dup-200']))} points below the floor and "
+            f"BeDKD {round(excess(text['bedkd-200']))} above") in page
+    # The bar: within ten points of the reported ASR, and no accuracy lost.
+    tuned = runs["badnets", "ft-2500"]
+    assert 100 * results.value(tuned, "asr") - 1.7 < 10 and spent(tuned) < 0
+
+
+def test_what_the_comparison_says_of_attackers_who_know_and_of_new_triggers():
+    page = "".join("".join(cell["source"]) for cell in PAGE["cells"])
+    runs = {(run["method"], run["settings"]["defense"]): run
+            for study in ("adaptive", "unseen", "ntml-adaptive") for run in results.load(study)
+            if run["seed"] == 0}
+    for attack in ("low_confidence", "hidden"):
+        assert not runs[attack, "dup"]["metrics"]["changed"]
+        assert abs(excess(runs[attack, "bedkd"])) < 2.1
+    assert "BeDKD repairs the same models, to within 2 points of the floor" in page
+    assert not runs["quantized", "ntml"]["metrics"]["changed"]
+    before = 100 * results.value(runs["quantized", "ntml"], "asr_before")
+    assert f"which works on {before:.0f}% of the images only" in page
+    sam, ibau = (runs["quantized", key] for key in ("ft_sam", "ibau"))
+    assert (f"there FT-SAM ends at {100 * results.value(sam, 'asr'):.0f}% and I-BAU at "
+            f"{100 * results.value(ibau, 'asr'):.0f}%, for {spent(sam):.0f} and "
+            f"{spent(ibau):.0f} points of accuracy") in page
+    assert 100 * results.value(runs["decoy", "ntml"], "asr") > 90
 
 
 def test_what_the_first_page_says_of_its_figure(frame):
