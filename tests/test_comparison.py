@@ -644,6 +644,10 @@ def test_what_the_comparison_says_of_more_clean_samples_and_of_fewer():
     assert not text["dup-100"]["metrics"]["changed"]
     assert (f"with 200, DUP ends {-round(excess(text['dup-200']))} points below the floor and "
             f"BeDKD {round(excess(text['bedkd-200']))} above") in page
+    blended = {key: round(100 * results.value(run, "asr")) for (attack, key), run in runs.items()
+               if attack == "blended" and key.endswith("2500")}
+    assert (f"on Blended, fine-tuning with 2,500 leaves {blended['ft-2500']}% and FT-SAM "
+            f"{blended['ft_sam-2500']}%") in page
     # The bar: within ten points of the reported ASR, and no accuracy lost.
     tuned = runs["badnets", "ft-2500"]
     assert 100 * results.value(tuned, "asr") - 1.7 < 10 and spent(tuned) < 0
