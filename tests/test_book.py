@@ -1,7 +1,9 @@
 """The book's own rules, checked on the stored chapters."""
 
 import ast
+import base64
 import inspect
+import io
 import json
 import os
 import re
@@ -15,6 +17,7 @@ import yaml
 from docutils.core import publish_doctree
 from helpers.google import code_lines
 from helpers.pages import contents
+from PIL import Image
 
 import bdutils
 from tools import book
@@ -363,13 +366,17 @@ def test_a_run_leaves_a_record_of_what_it_cost(tmp_path, cache):
         "for name in ('assets/a', 'models/b'):\n"
         "    entry(name, lambda folder: (folder / 'x').write_text(''))",
         "page = bytearray(300 << 20)  # 300 MiB\nend = __import__('time').time() + 1\n"
-        "while __import__('time').time() < end: pass")]
+        "while __import__('time').time() < end: pass",
+        "%matplotlib inline\nimport matplotlib.pyplot as plt\n_ = plt.plot([0, 1])")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     book.execute([path], tmp_path / "costs")
     made = json.loads((tmp_path / "costs/00_tiny.json").read_text())
-    assert (made["chapter"], made["cells"], made["seeds"]) == ("00_tiny", 3, [3])
+    assert (made["chapter"], made["cells"], made["seeds"]) == ("00_tiny", 4, [3])
     assert made["trained"] == ["models/b"] and made["scale"] == "small"
     assert made["peak_memory_mib"] > 300 and made["wall_seconds"] > 1
     assert 0.3 < made["cpu_seconds"] < 10 * made["wall_seconds"]
     assert made["machine"]["cores"] == os.cpu_count() and made["versions"]["torch"]
-    assert [c.source for c in nbformat.read(path, 4).cells] == [c.source for c in cells]
+    run = nbformat.read(path, 4).cells
+    assert [c.source for c in run] == [c.source for c in cells]
+    figure = base64.b64decode(run[3].outputs[0].data["image/png"])
+    assert Image.open(io.BytesIO(figure)).mode == "P"  # few colors, a third of the size

@@ -14,6 +14,7 @@ and no outputs, and says where on the pages the solutions are.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -214,6 +215,8 @@ def execute(paths: list[Path], costs: Path = status.FOLDER) -> None:
     import nbformat
     from nbclient import NotebookClient
 
+    from bdutils.plotting import small
+
     os.environ["BDUTILS_QUIET"] = "1"  # no progress bars in stored outputs
     for path in paths:
         notebook = nbformat.read(path, as_version=4)
@@ -228,6 +231,10 @@ def execute(paths: list[Path], costs: Path = status.FOLDER) -> None:
             status.save(status.record(path.stem, sources, seconds, measured), costs)
         for cell in notebook.cells:  # times of execution would change the file every time
             cell.metadata.pop("execution", None)
+            for output in cell.get("outputs", ()):
+                if figure := output.get("data", {}).get("image/png"):
+                    shrunk = small(base64.b64decode(figure))
+                    output.data["image/png"] = base64.b64encode(shrunk).decode()
         nbformat.write(notebook, path)
         print(f"executed {path.name} in {seconds:.0f} s")
 
