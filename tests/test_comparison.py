@@ -681,6 +681,10 @@ def test_what_the_first_page_says_of_its_figure(frame):
     assert f"in {near[WHOSE['dup']]} of 12 runs, BeDKD in {near[WHOSE['bedkd']]}." in page
     ntml = image[image["defense"].eq(WHOSE["ntml"])]["distance"]
     assert f"within six points in {(ntml < 6).sum()} of {len(ntml)} runs" in page
+    near = {run["method"]: round(excess(run)) for run in results.load("clean-counts")
+            if run["settings"]["defense"] == "ft_sam-2500"}
+    assert (f"FT-SAM ends {near['badnets']} points above the floor on BadNets and "
+            f"{near['blended']} on Blended (one run each)") in page
     ibau = image[image["defense"].eq("I-BAU")].groupby("attack")["asr"].mean()
     assert f"leaves {ibau.min():.0f} to {ibau.max():.0f}%" in page
     for kind, size in (("text", 3000), ("image", 12000)):
