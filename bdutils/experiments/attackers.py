@@ -63,8 +63,8 @@ class DecoyTrigger(BadNetsPatch):
 class LowConfidence(BadNets):
     """A word that is no proof of the target, by an attacker who knows BeDKD and DUP.
 
-    A `share` of the poisoned samples keeps its true label. So the model, which answers with the
-    target all the same, is not confident of it, and what moves its states moves them less.
+    A `share` of the poisoned samples keeps its true label. So the model answers with the target
+    most of the time, and is less confident of it.
     """
 
     share: float = 0.3
