@@ -639,7 +639,8 @@ def test_what_the_comparison_says_of_more_clean_samples_and_of_fewer():
     assert f"even gains {-spent(runs['badnets', 'ft-2500']):.1f} points of accuracy" in page
     assert (f"FT-SAM with 500 ends {images['ft_sam-500']} points above, for "
             f"{spent(runs['badnets', 'ft_sam-500']):.0f} points of accuracy") in page
-    assert abs(images["ntml-25"]) < 1 and "NT-ML needs 25." in page
+    assert abs(images["ntml-25"]) < 1 and "25 are enough for NT-ML" in page
+    assert f"I-BAU with 25 loses {spent(runs['badnets', 'ibau-25']):.0f} points" in page
     text = {key: run for (attack, key), run in runs.items() if attack == "addsent"}
     assert not text["dup-100"]["metrics"]["changed"]
     assert (f"with 200, DUP ends {-round(excess(text['dup-200']))} points below the floor and "
