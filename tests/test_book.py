@@ -295,8 +295,8 @@ def test_status_tables_say_what_the_records_say(tmp_path):
            "versions": {"torch": "2.0", "transformers": "5.0"}}
     (tmp_path / "01_a.json").write_text(json.dumps(run))
     first, second = runs.chapter_lines([Path("01_a.ipynb"), Path("02_b.ipynb")], tmp_path)
-    assert first == ["{doc}`/chapters/01_a`", "1:00", "2:05", "1.5", "2", "0",
-                     "a processor, 2 threads", "2.0, 5.0", "2026-01-02"]
+    assert first == ["{doc}`/chapters/01_a`", "1:00 / 2:05", "1.5", "2",
+                     "a processor, 2 threads; torch 2.0; transformers 5.0; 2026-01-02"]
     assert second[1] == "not measured" and len(second) == len(first)
     studies = {line[0]: line for line in runs.study_lines()}
     assert "`throughput`" not in studies

@@ -176,7 +176,8 @@ STUDIES |= {
           for run in defended(f"{name}-{count}", "sentiment", ["badnets", "addsent"], [0.2])),
         *(run for count in (25, 500, 2500) for name in ("ft", "fp", "nad", "ft_sam", "ibau")
           for run in defended(f"{name}-{count}", "images", ["badnets"], [0.1])),
-        *defended("ft_sweep-2500", "images", ["badnets"], [0.1]),
+        *(run for name in ("ft_sweep-2500", "ft-brief-2500", "ft-steps-100")
+          for run in defended(name, "images", ["badnets"], [0.1])),
         *defended("ft-2500", "images", ["badnets"], [0.1], [1, 2]),
         *(run for name in ("ft-2500", "ft_sam-2500")
           for run in defended(name, "images", ["blended", "sig"], [0.1]))],

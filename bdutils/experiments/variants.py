@@ -121,12 +121,17 @@ VARIANTS: dict[str, Any] = {  # a registered class each
     "ft-long": FineTuning(_LONG),
     "fp-long": FinePruning(_LONG),
     "nad-long": NAD(_LONG),
+    # Are more clean images better, or are they more steps? As few steps as with 100 images, and
+    # as many as with 2,500.
+    "ft-brief": FineTuning(TuneConfig(epochs=3)),
+    "ft-steps": FineTuning(TuneConfig(epochs=988)),
 }
 # Clean samples that defenses of images get, and those with a number in their name; ours.
 CLEAN_IMAGES = 100
 COUNTS = {f"{name}-{count}": count for names, counts in (
     (("ntml",), (25, 50, 250, 500)), (("bedkd", "dup", "ft-text"), (50, 100, 200, 400)),
-    (("ft", "fp", "nad", "ft_sam", "ibau"), (25, 500, 2500)), (("ft_sweep",), (2500,)))
+    (("ft", "fp", "nad", "ft_sam", "ibau"), (25, 500, 2500)),
+    (("ft_sweep", "ft-brief"), (2500,)), (("ft-steps",), (100,)))
     for name in names for count in counts}
 VARIANTS |= {name: VARIANTS[name.rpartition("-")[0]] for name in COUNTS}
 PROBE = 1000  # training samples on which the scan is judged

@@ -22,15 +22,14 @@ def chapter_lines(paths: Iterable[Path], folder: Path = status.FOLDER) -> list[l
         file = folder / f"{path.stem}.json"
         link = f"{{doc}}`/chapters/{path.stem}`"
         if not file.is_file():
-            lines.append([link, "not measured", *[""] * 7])
+            lines.append([link, "not measured", *[""] * 3])
             continue
         run = json.loads(file.read_text(encoding="utf8"))
         on = run["machine"]["gpu"] or f"{run['machine']['processor']}, {run['threads']} threads"
-        lines.append([link, minutes(run["wall_seconds"]), minutes(run["cpu_seconds"]),
+        used = [f"{name} {run['versions'][name]}" for name in ("torch", "transformers")]
+        lines.append([link, f"{minutes(run['wall_seconds'])} / {minutes(run['cpu_seconds'])}",
                       f"{run['peak_memory_mib'] / 1024:.1f}", str(len(run["trained"])),
-                      ", ".join(map(str, run["seeds"])), on,
-                      f"{run['versions']['torch']}, {run['versions']['transformers']}",
-                      run["date"]])
+                      "; ".join([on, *used, run["date"]])])
     return lines
 
 
@@ -43,11 +42,11 @@ def study_lines(folder: Path = results.FOLDER) -> list[list[str]]:
         runs = results.load(name, folder)
         dates = sorted(run["date"] for run in runs)
         seeds = sorted({run["seed"] for run in runs})
+        used = [f"{name} " + ", ".join(sorted({run["versions"][name] for run in runs}))
+                for name in ("torch", "transformers")]
         lines.append([f"`{name}`", str(len(runs)), ", ".join(map(str, seeds)),
                       ", ".join(sorted({run["scale"] for run in runs})),
-                      " to ".join(dict.fromkeys((dates[0], dates[-1]))),
-                      ", ".join(sorted({run["versions"]["torch"] for run in runs})),
-                      ", ".join(sorted({run["versions"]["transformers"] for run in runs}))])
+                      "; ".join([" to ".join(dict.fromkeys((dates[0], dates[-1]))), *used])])
     return lines
 
 
@@ -76,9 +75,8 @@ class _Table(SphinxDirective):
 class ChapterRuns(_Table):
     """The last run of each chapter."""
 
-    head = ("chapter", "minutes", "processor minutes", "peak memory, GiB", "models trained",
-            "seed", "machine", "PyTorch, transformers", "date")
-    widths = (5, 3, 4, 3, 3, 3, 5, 5, 4)
+    head = ("chapter", "minutes", "memory, GiB", "models trained", "run on")
+    widths = (5, 4, 3, 3, 9)
 
     def lines(self) -> list[list[str]]:
         """Return the lines, and have the page made again when a record changes."""
@@ -90,8 +88,8 @@ class ChapterRuns(_Table):
 class StudyRuns(_Table):
     """The recorded studies."""
 
-    head = ("study", "runs", "seeds", "scale", "dates", "PyTorch", "transformers")
-    widths = (6, 2, 3, 2, 5, 5, 4)
+    head = ("study", "runs", "seeds", "scale", "run on")
+    widths = (6, 2, 3, 2, 10)
 
     def lines(self) -> list[list[str]]:
         """Return the lines, and have the page made again when a record changes."""
