@@ -614,6 +614,17 @@ def test_what_the_comparison_says_of_the_errors_of_bedkd_and_dup(frame):
     assert round(above["dup"].min()) == -13
     assert ("BeDKD ends more than 5 points above the floor in four, DUP in none and once 13 below"
             in page)
+    # What the mean of both classes hides: triggered samples of the target class, minus a clean
+    # model's. The classes are equally large, and of two classes one has 1 - ASR.
+    fewer = {}
+    for key in ("bedkd", "dup"):
+        fewer[key] = sorted(
+            round(200 * (results.value(run, "clean_pacc") - results.value(run, "pacc"))
+                  - excess(run)) for run in results.load(key)
+            if run["settings"]["defense"] == key and run["method"] != "clean")
+    assert fewer["dup"][-3:] == [12, 12, 17] and fewer["dup"][-4] < 6 and fewer["bedkd"][-1] < 9
+    assert ("in three runs DUP gets 12 to 17 points fewer of the triggered *positive* reviews "
+            "right than a clean model") in page
     at_5 = frame[frame["rate"].eq(0.05)].set_index(["defense", "attack"])["distance"]
     assert at_5[EARLIER["dup"], "badnets"] > 80 and at_5[EARLIER["bedkd"], "synbkd"] > 60
     assert "At 5% (seed 0, earlier forms) DUP left BadNets intact and BeDKD SynBkd." in page
@@ -634,25 +645,33 @@ def test_what_the_comparison_says_of_more_clean_samples_and_of_fewer():
     runs = {(run["method"], run["settings"]["defense"]): run for run in seed_0}
     images = {key: round(excess(run)) for (attack, key), run in runs.items()
               if attack == "badnets" and run["task"] == "fashion"}
-    assert (f"fine-tuning goes from {images['ft']} points above the floor to "
-            f"{images['ft-2500']}, and FT-SAM from {images['ft_sam']} to "
-            f"{images['ft_sam-2500']}") in page
-    assert f"even gains {-spent(runs['badnets', 'ft-2500']):.1f} points of accuracy" in page
-    assert (f"FT-SAM with 500 ends {images['ft_sam-500']} points above, for "
-            f"{spent(runs['badnets', 'ft_sam-500']):.0f} points of accuracy") in page
+    assert (f"FT-SAM goes from {images['ft_sam']} points above the floor to "
+            f"{images['ft_sam-2500']}.") in page
     assert abs(images["ntml-25"]) < 1 and "25 are enough for NT-ML" in page
     assert f"I-BAU with 25 loses {spent(runs['badnets', 'ibau-25']):.0f} points" in page
+    # Steps remove the backdoor, whatever the number of images; images keep the accuracy.
+    few = {key: runs["badnets", key] for key in ("ft", "ft-brief-2500")}
+    many = {key: runs["badnets", key] for key in ("ft-steps-100", "ft-2500")}
+    assert min(map(excess, few.values())) > 90 and max(map(excess, many.values())) < 15
+    assert spent(many["ft-steps-100"]) > 10 and max(
+        spent(few["ft-brief-2500"]), spent(many["ft-2500"])) < 0.2
+    assert "So on BadNets steps remove the backdoor, and images keep the accuracy." in page
     text = {key: run for (attack, key), run in runs.items() if attack == "addsent"}
     assert not text["dup-100"]["metrics"]["changed"]
     assert (f"with 200, DUP ends {-round(excess(text['dup-200']))} points below the floor and "
             f"BeDKD {round(excess(text['bedkd-200']))} above") in page
     blended = {key: round(100 * results.value(run, "asr")) for (attack, key), run in runs.items()
                if attack == "blended" and key.endswith("2500")}
-    assert (f"on Blended, fine-tuning with 2,500 leaves {blended['ft-2500']}% and FT-SAM "
-            f"{blended['ft_sam-2500']}%") in page
-    # The bar: within ten points of the reported ASR, and no accuracy lost.
-    tuned = runs["badnets", "ft-2500"]
-    assert 100 * results.value(tuned, "asr") - 1.7 < 10 and spent(tuned) < 0
+    assert (f"on Blended, fine-tuning (fixed rate) with 2,500 leaves {blended['ft-2500']}% and "
+            f"FT-SAM {blended['ft_sam-2500']}%") in page
+    # The bar: at a rate chosen on held-out images within ten points of the reported ASR, and no
+    # accuracy lost.
+    tuned = runs["badnets", "ft_sweep-2500"]
+    assert abs(100 * results.value(tuned, "asr") - 1.7) < 1 and spent(tuned) < 0
+    assert "and with a rate chosen on held-out ones all of it, at no cost in accuracy" in page
+    later = {run["seed"]: 100 * results.value(run, "asr") for run in results.load("clean-counts")
+             if run["settings"]["defense"] == "ft-2500" and run["method"] == "badnets"}
+    assert f"(two more seeds: {later[1]:.0f} and {later[2]:.0f}%)" in page
 
 
 def test_what_the_comparison_says_of_attackers_who_know_and_of_new_triggers():
@@ -665,12 +684,19 @@ def test_what_the_comparison_says_of_attackers_who_know_and_of_new_triggers():
         assert abs(excess(runs[attack, "bedkd"])) < 2.1
     assert "BeDKD repairs the same models, to within 2 points of the floor" in page
     assert not runs["quantized", "ntml"]["metrics"]["changed"]
-    before = 100 * results.value(runs["quantized", "ntml"], "asr_before")
-    assert f"which works on {before:.0f}% of the images only" in page
-    sam, ibau = (runs["quantized", key] for key in ("ft_sam", "ibau"))
-    assert (f"there FT-SAM ends at {100 * results.value(sam, 'asr'):.0f}% and I-BAU at "
-            f"{100 * results.value(ibau, 'asr'):.0f}%, for {spent(sam):.0f} and "
-            f"{spent(ibau):.0f} points of accuracy") in page
+    quantized = [run for run in results.load("unseen") if run["method"] == "quantized"]
+
+    def over_seeds(key, of):
+        return sorted(round(of(run)) for run in quantized if run["settings"]["defense"] == key)
+
+    before = over_seeds("ntml", lambda run: 100 * results.value(run, "asr_before"))
+    assert f"which works on about half of the images ({before[0]} to {before[-1]}%)" in page
+    sam, ibau, strip = ([over_seeds(key, of) for of in (
+        lambda run: 100 * results.value(run, "asr"), spent)] for key in ("ft_sam", "ibau", "strip"))
+    assert (f"There FT-SAM ends at {sam[0][0]}% on each seed and I-BAU at {ibau[0][0]} to "
+            f"{ibau[0][-1]}%, for {sam[1][0]} to {sam[1][-1]} and {ibau[1][0]} to "
+            f"{ibau[1][-1]} points of accuracy; STRIP leaves {strip[0][0]} to {strip[0][-1]}%"
+            ) in page and len(set(sam[0])) == 1
     assert 100 * results.value(runs["decoy", "ntml"], "asr") > 90
 
 

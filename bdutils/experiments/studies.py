@@ -178,7 +178,7 @@ STUDIES |= {
           for run in defended(f"{name}-{count}", "images", ["badnets"], [0.1])),
         *(run for name in ("ft_sweep-2500", "ft-brief-2500", "ft-steps-100")
           for run in defended(name, "images", ["badnets"], [0.1])),
-        *defended("ft_sweep-2500", "images", ["blended"], [0.1]),
+        *defended("ft_sweep-2500", "images", ["blended", "sig", "wanet"], [0.1]),
         *defended("ft-2500", "images", ["badnets"], [0.1], [1, 2]),
         *(run for name in ("ft-2500", "ft_sam-2500")
           for run in defended(name, "images", ["blended", "sig"], [0.1]))],
