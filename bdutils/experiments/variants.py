@@ -232,7 +232,7 @@ def _judge(defense: object, outcome: Outcome, attacked: Victim,
             return {**changed, "cycles": cycles, **_flags(outcome, attacked)}, logs
         judged, gaps = _scan(outcome, attacked, defense)
         return {**changed, "cycles": cycles, **judged}, logs or gaps
-    return {}, []
+    return {key: outcome.report[key] for key in ("lr_share",) if key in outcome.report}, []
 
 
 def _gate(outcome: Outcome, attacked: Victim) -> dict:
