@@ -626,8 +626,8 @@ def test_what_the_comparison_says_of_the_errors_of_bedkd_and_dup(frame):
     assert ("in three runs DUP gets 12 to 17 points fewer of the triggered *positive* reviews "
             "right than a clean model") in page
     at_5 = frame[frame["rate"].eq(0.05)].set_index(["defense", "attack"])["distance"]
-    assert at_5[EARLIER["dup"], "badnets"] > 80 and at_5[EARLIER["bedkd"], "synbkd"] > 60
-    assert "At 5% (seed 0, earlier forms) DUP left BadNets intact and BeDKD SynBkd." in page
+    assert at_5[WHOSE["dup"], "badnets"] > 80 and at_5[WHOSE["bedkd"], "synbkd"] > 60
+    assert "At 5% (seed 0) DUP leaves BadNets intact and BeDKD SynBkd." in page
 
 
 def excess(run):

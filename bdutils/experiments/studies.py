@@ -159,7 +159,8 @@ STUDIES: dict[str, list[Run]] = {
     "baselines-train": [replace(run, defense=name)
                         for name in ("spectral", "ac", "abl", "clp", "ft_sweep")
                         for run in (*grid("images", FIVE, [0.1], [0, 1, 2]), *LABEL_CONSISTENT)],
-    "baselines-train-text": [replace(run, defense=name) for name in ("spectral", "ac", "cube")
+    "baselines-train-text": [replace(run, defense=name)
+                             for name in ("spectral", "ac", "cube", "ft_sweep-text")
                              for run in grid("sentiment", FOUR, [0.2], [0, 1, 2])],
 }
 # What each defense needs is in its own study at the usual rate; here only what can be repaired,

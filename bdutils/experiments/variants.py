@@ -118,6 +118,7 @@ VARIANTS: dict[str, Any] = {  # a registered class each
     "cube": CUBE(),
     "clp": CLP(),
     "ft_sweep": FineTuningSweep(),
+    "ft_sweep-text": FineTuningSweep(_TEXT),
     "ft-long": FineTuning(_LONG),
     "fp-long": FinePruning(_LONG),
     "nad-long": NAD(_LONG),
