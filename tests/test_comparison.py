@@ -24,7 +24,6 @@ from bdutils.experiments import run as running
 from bdutils.experiments.comparison import (
     ABSENT,
     ATTACKS,
-    EARLIER,
     HOLDS,
     LATER,
     MEASURES,
@@ -38,7 +37,6 @@ from bdutils.experiments.comparison import (
     WHOSE,
     ahead,
     collect,
-    contradicted,
     entry_of,
     summary,
     usual,
@@ -105,7 +103,6 @@ def test_no_cell_is_missing_without_a_reason(frame):
 
 
 def test_the_seeds_that_every_cell_has(frame):
-    frame = frame.replace({"defense": {EARLIER[key]: WHOSE[key] for key in EARLIER}})
     for kind in USUAL:
         rare = frame[frame["kind"].eq(kind) & frame["rate"].eq(0.01)
                      & frame["attack"].eq(RARE[kind])]
@@ -156,6 +153,14 @@ def sentences(page):
         if len(named) > 1 and word.search(sentence) and not re.search(
                 r"no order|over\b.*:|^- |no rank", sentence):
             yield sentence
+
+
+def contradicted(claims, frame, most=0.2):
+    """Return which claims of an order a measure contradicts, in more than this share of draws."""
+    return [f"{claim['kind']}: {one} over {other} by {name}: {share:.0%} of the draws"
+            for claim in claims for one in claim["better"] for other in claim["than"]
+            for name, share in ahead(frame, claim["kind"], one, other).items()
+            if share < 1 - most]
 
 
 @pytest.mark.parametrize("seeds", [LATER, (0, 1, 2)])
@@ -254,21 +259,11 @@ def test_an_entry_by_hand():
     assert entry_of(made("ft", "badnets", task="fashion"))["kind"] == "image"
 
 
-@pytest.mark.parametrize(("defense", "setting"), [("bedkd", "margin"), ("dup", "contrast")])
-def test_a_record_of_an_earlier_form_is_called_so(defense, setting):
-    run = made(defense)
-    assert entry_of(run)["defense"] == WHOSE[defense]
-    del run["settings"]["defense_settings"][setting]
-    assert entry_of(run)["defense"] == EARLIER[defense]
-    authors = made("dup-authors")
-    authors["settings"]["defense_settings"] = {}
-    assert entry_of(authors)["defense"] == WHOSE["dup-authors"]
-
-
-def test_the_present_forms_have_the_settings_that_tell_them_from_earlier_ones(frame):
-    for defense, setting in (("bedkd", "margin"), ("dup", "contrast")):
-        assert hasattr(VARIANTS[defense], setting)
-    assert {*EARLIER.values()}.isdisjoint(usual(frame, "text")["defense"])
+def test_all_that_is_compared_is_of_the_present_form(frame):
+    for key, setting in (("bedkd", "margin"), ("dup", "contrast")):
+        runs = frame[frame["defense"].eq(WHOSE[key]) & frame["kind"].eq("text")]["run"]
+        assert len(runs) > 15 and hasattr(VARIANTS[key], setting)
+        assert all(setting in run["settings"]["defense_settings"] for run in runs)
 
 
 def test_the_floor_counts_from_both_sides():
@@ -366,18 +361,13 @@ def test_a_summary_by_hand():
 
 
 def test_every_defense_says_what_it_needs():
-    assert set(NEEDS) == {*SHOWN.values(), *WHOSE.values(), *EARLIER.values()}
-    for variant, name in [*(SHOWN | WHOSE).items(), *EARLIER.items()]:
+    assert set(NEEDS) == {*SHOWN.values(), *WHOSE.values()}
+    for variant, name in [*SHOWN.items(), *WHOSE.items()]:
         given = isinstance(VARIANTS[variant], WITH_TRAIN_SET)
         assert (NEEDS[name] == "training set") == given, name
 
 
 # --------------------------------------------------------------------------------- the page
-
-
-def test_a_cell_that_is_absent_has_a_reason(frame):
-    assert comparison.why_absent("image", "ONION", "sig") == "removes words; images have none"
-    assert comparison.why_absent("text", "CUBE", "synbkd") == "not run with SynBkd"
 
 
 def test_tables_name_attacks_as_the_field_does(frame):
@@ -517,7 +507,7 @@ def test_the_first_page_has_every_attack_and_every_defense(frame, landing):
                     for line in found[1:-1]]
             assert away == sorted(away)
             assert {line.name for line in found} == {
-                *frame[frame["kind"].eq(kind)]["defense"], *landing.MODEL} - {*EARLIER.values()}
+                *frame[frame["kind"].eq(kind)]["defense"], *landing.MODEL}
             for line in found[1:-1]:
                 own = cell[cell["defense"].eq(line.name)]
                 assert line.holds == NEEDS[line.name]
@@ -645,8 +635,6 @@ def test_what_the_comparison_says_of_more_clean_samples_and_of_fewer():
     runs = {(run["method"], run["settings"]["defense"]): run for run in seed_0}
     images = {key: round(excess(run)) for (attack, key), run in runs.items()
               if attack == "badnets" and run["task"] == "fashion"}
-    assert (f"FT-SAM goes from {images['ft_sam']} points above the floor to "
-            f"{images['ft_sam-2500']}.") in page
     assert abs(images["ntml-25"]) < 1 and "25 are enough for NT-ML" in page
     assert f"I-BAU with 25 loses {spent(runs['badnets', 'ibau-25']):.0f} points" in page
     # Steps remove the backdoor, whatever the number of images; images keep the accuracy.
@@ -662,8 +650,13 @@ def test_what_the_comparison_says_of_more_clean_samples_and_of_fewer():
             f"BeDKD {round(excess(text['bedkd-200']))} above") in page
     blended = {key: round(100 * results.value(run, "asr")) for (attack, key), run in runs.items()
                if attack == "blended" and key.endswith("2500")}
-    assert (f"on Blended, fine-tuning (fixed rate) with 2,500 leaves {blended['ft-2500']}% and "
-            f"FT-SAM {blended['ft_sam-2500']}%") in page
+    assert (f"on Blended the fixed rate leaves {blended['ft-2500']}% and FT-SAM "
+            f"{blended['ft_sam-2500']}%") in page
+    ends = {attack: 100 * results.value(run, "asr") for (attack, key), run in runs.items()
+            if key == "ft_sweep-2500"}
+    assert (f"at the floor on Blended ({ends['blended']:.1f}%) and SIG ({ends['sig']:.1f}%) too"
+            ) in page
+    assert all(spent(runs[attack, "ft_sweep-2500"]) < 0.3 for attack in ("blended", "sig"))
     # The bar: at a rate chosen on held-out images within ten points of the reported ASR, and no
     # accuracy lost.
     tuned = runs["badnets", "ft_sweep-2500"]
@@ -691,8 +684,9 @@ def test_what_the_comparison_says_of_attackers_who_know_and_of_new_triggers():
 
     before = over_seeds("ntml", lambda run: 100 * results.value(run, "asr_before"))
     assert f"which works on about half of the images ({before[0]} to {before[-1]}%)" in page
-    sam, ibau, strip = ([over_seeds(key, of) for of in (
-        lambda run: 100 * results.value(run, "asr"), spent)] for key in ("ft_sam", "ibau", "strip"))
+    left = (lambda run: 100 * results.value(run, "asr"), spent)
+    sam, ibau, strip = ([over_seeds(key, of) for of in left]
+                        for key in ("ft_sam", "ibau", "strip"))
     assert (f"There FT-SAM ends at {sam[0][0]}% on each seed and I-BAU at {ibau[0][0]} to "
             f"{ibau[0][-1]}%, for {sam[1][0]} to {sam[1][-1]} and {ibau[1][0]} to "
             f"{ibau[1][-1]} points of accuracy; STRIP leaves {strip[0][0]} to {strip[0][-1]}%"
@@ -709,10 +703,10 @@ def test_what_the_first_page_says_of_its_figure(frame):
     assert f"in {near[WHOSE['dup']]} of 12 runs, BeDKD in {near[WHOSE['bedkd']]}." in page
     ntml = image[image["defense"].eq(WHOSE["ntml"])]["distance"]
     assert f"within six points in {(ntml < 6).sum()} of {len(ntml)} runs" in page
-    near = {run["method"]: round(excess(run)) for run in results.load("clean-counts")
-            if run["settings"]["defense"] == "ft_sam-2500"}
-    assert (f"FT-SAM ends {near['badnets']} points above the floor on BadNets and "
-            f"{near['blended']} on Blended (one run each)") in page
+    near = {run["method"]: abs(excess(run)) for run in results.load("clean-counts")
+            if run["settings"]["defense"] == "ft_sweep-2500"}
+    assert max(near[name] for name in ("badnets", "blended", "sig")) < 1
+    assert "ends within a point of the floor on BadNets, Blended and SIG (one run each)" in page
     ibau = image[image["defense"].eq("I-BAU")].groupby("attack")["asr"].mean()
     assert f"leaves {ibau.min():.0f} to {ibau.max():.0f}%" in page
     for kind, size in (("text", 3000), ("image", 12000)):

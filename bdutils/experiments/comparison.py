@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,9 @@ ATTACKS = {"badnets": "BadNets", "addsent": "AddSent", "synbkd": "SynBkd", "styl
            "label_consistent": "LC"}
 TRAINING, WEIGHTS, ANSWERS = HOLDS = "training set", "weights", "answers"
 _ANSWERS, _TRAINING = ("strip", "onion"), ("bedkd", "dup", "ntml", "spectral", "ac", "abl", "cube")
-# A setting that only the present form of a method has, and what earlier forms are called.
-_PRESENT = {"bedkd": "margin", "dup": "contrast"}
-EARLIER = {key: f"{NAMES[key]} (earlier form)" for key in _PRESENT}
 NEEDS = {name: ANSWERS if key in _ANSWERS else
          TRAINING if key.split("-")[0] in _TRAINING else WEIGHTS
-         for key, name in [*(NAMES | WHOSE).items(), *EARLIER.items()]}
+         for key, name in [*NAMES.items(), *WHOSE.items()]}
 
 # Three seeds of every cell, and what was run once.
 STUDIES = ("bedkd", "dup", "baselines-text", "ntml", "baselines", "filters", "bedkd-images",
@@ -104,8 +101,6 @@ def entry_of(run: dict) -> dict | None:
     known = attack == "clean" or attack in ATTACKS and results.is_backdoor(run)
     if not name or not kind or not known:
         return None
-    if key in EARLIER and _PRESENT[key] not in run["settings"]["defense_settings"]:
-        name = EARLIER[key]
     return {"kind": kind, "defense": name, "attack": attack, "seed": run["seed"],
             "rate": run["settings"]["poison_rate"], "holds": NEEDS[name],
             "seconds": sum(run["seconds"].values()), **measures(run), "run": run}
@@ -139,15 +134,6 @@ def usual(frame: pd.DataFrame, kind: str, seeds: Iterable[int] = (0, 1, 2)) -> p
     """
     return frame[frame["kind"].eq(kind) & frame["attack"].isin(USUAL[kind])
                  & frame["rate"].isin(USUAL_RATES[kind]) & frame["seed"].isin(list(seeds))]
-
-
-def why_absent(kind: str, defense: str, attack: str) -> str:
-    """Say why a cell has no value.
-
-    Args:
-        kind, defense, attack: The cell.
-    """
-    return ABSENT.get((kind, defense), f"not run with {ATTACKS.get(attack, attack)}")
 
 
 def compared(frame: pd.DataFrame, kind: str, seeds: Sequence[int] = LATER) -> pd.DataFrame:
@@ -214,21 +200,6 @@ def ahead(frame: pd.DataFrame, kind: str, one: str, other: str,
     drawn = {name: resampled(frame, kind, name, seeds) for name in ORDERS}
     return {name: float((sign * drawn[name][one] > sign * drawn[name][other]).mean())
             for name, sign in ORDERS.items()}
-
-
-def contradicted(claims: Iterable[Mapping], frame: pd.DataFrame,
-                 most: float = 0.2) -> list[str]:
-    """Return which claims of an order a measure contradicts.
-
-    Args:
-        claims: Each has `kind`, `better` and `than`, a defense or several of them.
-        frame: As for `compared`.
-        most: Share of draws that may speak against an order.
-    """
-    return [f"{claim['kind']}: {one} over {other} by {name}: {share:.0%} of the draws"
-            for claim in claims for one in claim["better"] for other in claim["than"]
-            for name, share in ahead(frame, claim["kind"], one, other).items()
-            if share < 1 - most]
 
 
 def summary(frame: pd.DataFrame, kind: str, seeds: Sequence[int] = LATER) -> pd.DataFrame:
