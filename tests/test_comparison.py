@@ -362,7 +362,7 @@ def test_a_summary_by_hand():
 
 def test_every_defense_says_what_it_needs():
     assert set(NEEDS) == {*SHOWN.values(), *WHOSE.values()}
-    for variant, name in [*SHOWN.items(), *WHOSE.items()]:
+    for variant, name in (SHOWN | WHOSE).items():
         given = isinstance(VARIANTS[variant], WITH_TRAIN_SET)
         assert (NEEDS[name] == "training set") == given, name
 
@@ -635,7 +635,7 @@ def test_what_the_comparison_says_of_more_clean_samples_and_of_fewer():
     runs = {(run["method"], run["settings"]["defense"]): run for run in seed_0}
     images = {key: round(excess(run)) for (attack, key), run in runs.items()
               if attack == "badnets" and run["task"] == "fashion"}
-    assert abs(images["ntml-25"]) < 1 and "25 are enough for NT-ML" in page
+    assert abs(images["ntml-25"]) < 1 and "25 images are enough for NT-ML" in page
     assert f"I-BAU with 25 loses {spent(runs['badnets', 'ibau-25']):.0f} points" in page
     # Steps remove the backdoor, whatever the number of images; images keep the accuracy.
     few = {key: runs["badnets", key] for key in ("ft", "ft-brief-2500")}

@@ -27,7 +27,7 @@ TRAINING, WEIGHTS, ANSWERS = HOLDS = "training set", "weights", "answers"
 _ANSWERS, _TRAINING = ("strip", "onion"), ("bedkd", "dup", "ntml", "spectral", "ac", "abl", "cube")
 NEEDS = {name: ANSWERS if key in _ANSWERS else
          TRAINING if key.split("-")[0] in _TRAINING else WEIGHTS
-         for key, name in [*NAMES.items(), *WHOSE.items()]}
+         for key, name in (NAMES | WHOSE).items()}
 
 # Three seeds of every cell, and what was run once.
 STUDIES = ("bedkd", "dup", "baselines-text", "ntml", "baselines", "filters", "bedkd-images",
