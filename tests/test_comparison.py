@@ -654,9 +654,11 @@ def test_what_the_comparison_says_of_more_clean_samples_and_of_fewer():
             f"{blended['ft_sam-2500']}%") in page
     ends = {attack: 100 * results.value(run, "asr") for (attack, key), run in runs.items()
             if key == "ft_sweep-2500"}
-    assert (f"at the floor on Blended ({ends['blended']:.1f}%) and SIG ({ends['sig']:.1f}%) too"
-            ) in page
-    assert all(spent(runs[attack, "ft_sweep-2500"]) < 0.3 for attack in ("blended", "sig"))
+    assert (f"at the floor on Blended ({ends['blended']:.1f}%), SIG ({ends['sig']:.1f}%) and "
+            f"WaNet ({ends['wanet']:.1f}%) too") in page
+    assert all(spent(runs[attack, "ft_sweep-2500"]) < 0.3 for attack in ends)
+    assert all(results.value(runs[attack, "ft_sweep-2500"], "lr_share") == 2
+               for attack in ("sig", "wanet"))
     # The bar: at a rate chosen on held-out images within ten points of the reported ASR, and no
     # accuracy lost.
     tuned = runs["badnets", "ft_sweep-2500"]
@@ -705,8 +707,9 @@ def test_what_the_first_page_says_of_its_figure(frame):
     assert f"within six points in {(ntml < 6).sum()} of {len(ntml)} runs" in page
     near = {run["method"]: abs(excess(run)) for run in results.load("clean-counts")
             if run["settings"]["defense"] == "ft_sweep-2500"}
-    assert max(near[name] for name in ("badnets", "blended", "sig")) < 1
-    assert "ends within a point of the floor on BadNets, Blended and SIG (one run each)" in page
+    assert len(near) == 4 and max(near.values()) < 1
+    assert ("ends within a point of the floor on BadNets, Blended, SIG and WaNet (one run each)"
+            in page)
     ibau = image[image["defense"].eq("I-BAU")].groupby("attack")["asr"].mean()
     assert f"leaves {ibau.min():.0f} to {ibau.max():.0f}%" in page
     for kind, size in (("text", 3000), ("image", 12000)):
