@@ -273,6 +273,7 @@ def test_what_is_said_of_images_is_what_is_recorded():
 
 # ---------------------------------------------------------------- what is written
 
+@pytest.mark.slow
 def test_images_get_a_page_and_a_model(of_images, tmp_path, monkeypatch):
     monkeypatch.setattr(audit.ImageTrainConfig, "at", lambda **_: TRAINING)  # for so few images
     monkeypatch.setattr(audit.images, "prepared", lambda *_: NTML(stop=False))

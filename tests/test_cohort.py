@@ -190,6 +190,7 @@ def test_hits_misses_and_false_alarms_are_counted(world, tmp_path):
             path.parent.rmdir()
 
 
+@pytest.mark.slow
 def test_a_hit_is_repaired_and_measured_again(world, tmp_path, monkeypatch):
     """With an audit that names each label, and a repair that gives back another model."""
     folder, real = copied(world[0], tmp_path / "one"), audit.audit
@@ -212,6 +213,7 @@ def test_a_hit_is_repaired_and_measured_again(world, tmp_path, monkeypatch):
         assert "repair purified, ASR" in cohort.report([record])
 
 
+@pytest.mark.slow
 def test_without_repair_no_model_is_changed(world, tmp_path, monkeypatch):
     monkeypatch.setattr(audit, "repair", lambda context: pytest.fail("repaired"))
     folder = copied(world[0], tmp_path / "one")

@@ -104,6 +104,7 @@ def test_the_whole_queue_runs_on_tiny_sizes(data, tmp_path):
     assert all(f"{study}/{name}: cacc " in said for study, name in wanted)
 
 
+@pytest.mark.slow
 def test_the_deadline_ends_everything(data, tmp_path):
     out = tmp_path / "out"
     run = subprocess.run(

@@ -226,6 +226,7 @@ def test_a_strided_convolution_of_few_channels_is_kept_from_channels_last():
     assert layout_of(torch.nn.Conv2d(6, 12, 3, 2)) == torch.channels_last
 
 
+@pytest.mark.slow
 def test_a_network_of_few_channels_survives_a_training_with_avx2_alone():
     """A crash of the library, which no `except` catches: so in a process of its own."""
     code = """

@@ -225,6 +225,7 @@ def test_spread_is_that_of_mean_squares():
     assert spread({name: (2 * b, a) for name, (b, a) in update.items()}) == pytest.approx(2.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("goal", [True, False])
 def test_unlearning_lets_suspects_go(upper, victim, goal):
     changed, reads = victim
