@@ -643,7 +643,7 @@ def test_what_the_comparison_says_of_more_clean_samples_and_of_fewer():
     assert min(map(excess, few.values())) > 90 and max(map(excess, many.values())) < 15
     assert spent(many["ft-steps-100"]) > 10 and max(
         spent(few["ft-brief-2500"]), spent(many["ft-2500"])) < 0.2
-    assert "So on BadNets steps remove the backdoor, and images keep the accuracy." in page
+    assert "In these runs steps remove the backdoor, and images keep the accuracy." in page
     text = {key: run for (attack, key), run in runs.items() if attack == "addsent"}
     assert not text["dup-100"]["metrics"]["changed"]
     assert (f"with 200, DUP ends {-round(excess(text['dup-200']))} points below the floor and "
@@ -663,7 +663,8 @@ def test_what_the_comparison_says_of_more_clean_samples_and_of_fewer():
     # accuracy lost.
     tuned = runs["badnets", "ft_sweep-2500"]
     assert abs(100 * results.value(tuned, "asr") - 1.7) < 1 and spent(tuned) < 0
-    assert "and with a rate chosen on held-out ones all of it, at no cost in accuracy" in page
+    assert ("and one run at a rate chosen on held-out ones all of it, at no cost in accuracy"
+            in page)
     later = {run["seed"]: 100 * results.value(run, "asr") for run in results.load("clean-counts")
              if run["settings"]["defense"] == "ft-2500" and run["method"] == "badnets"}
     assert f"(two more seeds: {later[1]:.0f} and {later[2]:.0f}%)" in page
@@ -689,8 +690,8 @@ def test_what_the_comparison_says_of_attackers_who_know_and_of_new_triggers():
     left = (lambda run: 100 * results.value(run, "asr"), spent)
     sam, ibau, strip = ([over_seeds(key, of) for of in left]
                         for key in ("ft_sam", "ibau", "strip"))
-    assert (f"There FT-SAM ends at {sam[0][0]}% on each seed and I-BAU at {ibau[0][0]} to "
-            f"{ibau[0][-1]}%, for {sam[1][0]} to {sam[1][-1]} and {ibau[1][0]} to "
+    assert (f"On *quantized* FT-SAM ends at {sam[0][0]}% on each seed and I-BAU at {ibau[0][0]} "
+            f"to {ibau[0][-1]}%, for {sam[1][0]} to {sam[1][-1]} and {ibau[1][0]} to "
             f"{ibau[1][-1]} points of accuracy; STRIP leaves {strip[0][0]} to {strip[0][-1]}%"
             ) in page and len(set(sam[0])) == 1
     assert 100 * results.value(runs["decoy", "ntml"], "asr") > 90
