@@ -477,9 +477,11 @@ def test_a_clean_model_is_measured_with_the_trigger_of_each_attack(victim, monke
 def test_who_holds_more_images_than_usual_meets_another_split():
     run = Run("images", "badnets", 0.1, 0)
     asked = {name: running.sizes_of(replace(run, defense=name), small=True)
-             for name in ("", "ft", "ft-500", "ft-steps-100", "ft-2500", "ft-brief-2500")}
+             for name in ("", "ft", "ft-500", "ft-steps-100", "ft-2500", "ft-brief-2500",
+                          "anew-2500")}
     assert asked == {"": {}, "ft": {}, "ft-500": {}, "ft-steps-100": {},
-                     "ft-2500": {"clean": 2500}, "ft-brief-2500": {"clean": 2500}}
+                     "ft-2500": {"clean": 2500}, "ft-brief-2500": {"clean": 2500},
+                     "anew-2500": {"clean": 2500}}
     text = Run("sst2", "badnets", 0.2, 0, defense="ft-text-400")
     assert running.sizes_of(text, small=True) == {"train": None, "test": None}
     assert running.sizes_of(text, small=False) == {}

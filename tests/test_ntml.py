@@ -766,7 +766,8 @@ def test_the_variants_are_what_they_are_called_after():
         "ntml-relabel": NTML(judge=JudgeConfig("global"), drop=False, self_share=0.0)}
 
 
-@pytest.mark.parametrize("name, clean", [("ntml", 12), ("ntml-25", 25), ("ft", 12), ("ibau", 12)])
+@pytest.mark.parametrize("name, clean", [("ntml", 12), ("ntml-25", 25), ("ft", 12), ("ibau", 12),
+                                         ("anew", 12)])
 def test_a_recorded_run_gives_the_defense_few_samples_and_measures_every_stage(
         attacked, monkeypatch, name, clean):
     given, models = [], []
@@ -782,7 +783,12 @@ def test_a_recorded_run_gives_the_defense_few_samples_and_measures_every_stage(
     metrics, seconds, extra = runs.defend(
         name, attacked, 3, lambda model, floor=True: models.append(model) or {"cacc": rate}, None)
     (defense, context), = given
-    assert context.classifier is attacked.classifier and defense.seed == 3
+    assert (context.classifier is attacked.classifier) == (name != "anew") and defense.seed == 3
+    if name == "anew":  # the same network before it has learned anything
+        told, = (torch.nn.utils.parameters_to_vector(model.parameters()) for model in (
+            context.new_model(TRAINING).model,))
+        assert torch.equal(told, torch.nn.utils.parameters_to_vector(
+            context.classifier.model.parameters()))
     assert context.train is (attacked.train if name.startswith("ntml") else None)
     assert len(context.clean) == clean == metrics["clean"] and context.training == TRAINING
     assert models[-2:] in ([attacked.classifier, good], [good, attacked.classifier])

@@ -177,8 +177,9 @@ STUDIES |= {
           for run in defended(f"{name}-{count}", "sentiment", ["badnets", "addsent"], [0.2])),
         *(run for count in (25, 500, 2500) for name in ("ft", "fp", "nad", "ft_sam", "ibau")
           for run in defended(f"{name}-{count}", "images", ["badnets"], [0.1])),
-        *(run for name in ("ft_sweep-2500", "ft-brief-2500", "ft-steps-100")
+        *(run for name in ("ft_sweep-2500", "anew-2500", "ft-brief-2500", "ft-steps-100")
           for run in defended(name, "images", ["badnets"], [0.1])),
+        Run("images", None, 0.0, 0, defense="ft_sweep-2500"),
         *defended("ft_sweep-2500", "images", ["blended", "sig", "wanet"], [0.1]),
         *defended("ft-2500", "images", ["badnets"], [0.1], [1, 2]),
         *(run for name in ("ft-2500", "ft_sam-2500")
@@ -204,6 +205,7 @@ STUDIES |= {
     "relearning": [
         *(run for name in _LEARNERS["images"]
           for run in defended(name, "images", ["badnets"], [0.1], [0, 1, 2])),
+        *defended("ft_sweep-2500", "images", ["badnets"], [0.1]),
         *(run for name in _LEARNERS["sentiment"]
           for run in defended(name, "sentiment", ["badnets"], [0.2], [0, 1, 2]))],
 }

@@ -126,13 +126,15 @@ VARIANTS: dict[str, Any] = {  # a registered class each
     # as many as with 2,500.
     "ft-brief": FineTuning(TuneConfig(epochs=3)),
     "ft-steps": FineTuning(TuneConfig(epochs=988)),
+    # And is it the given network that they repair, or do they train a new one? See `defend`.
+    "anew": FineTuningSweep(),
 }
 # Clean samples that defenses of images get, and those with a number in their name; ours.
 CLEAN_IMAGES = 100
 COUNTS = {f"{name}-{count}": count for names, counts in (
     (("ntml",), (25, 50, 250, 500)), (("bedkd", "dup", "ft-text"), (50, 100, 200, 400)),
     (("ft", "fp", "nad", "ft_sam", "ibau"), (25, 500, 2500)),
-    (("ft_sweep", "ft-brief"), (2500,)), (("ft-steps",), (100,)))
+    (("ft_sweep", "ft-brief", "anew"), (2500,)), (("ft-steps",), (100,)))
     for name in names for count in counts}
 VARIANTS |= {name: VARIANTS[name.rpartition("-")[0]] for name in COUNTS}
 PROBE = 1000  # training samples on which the scan is judged
@@ -166,6 +168,8 @@ def defend(name: str, attacked: Victim, seed: int, measure: Callable[..., dict],
     curve: list[dict] = []
     context = context_for(attacked, defense, COUNTS.get(name),
                           _callback(attacked, defense, quick_eval, curve))
+    if name.startswith("anew"):  # the same steps from a network that has learned nothing
+        context = replace(context, classifier=context.new_model(context.training))
     outcome = _retrain(context, defense) if name == "retraining" else defense(context)
     if keep:
         keep(outcome, attacked)
