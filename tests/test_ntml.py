@@ -785,10 +785,8 @@ def test_a_recorded_run_gives_the_defense_few_samples_and_measures_every_stage(
     (defense, context), = given
     assert (context.classifier is attacked.classifier) == (name != "anew") and defense.seed == 3
     if name == "anew":  # the same network before it has learned anything
-        told, = (torch.nn.utils.parameters_to_vector(model.parameters()) for model in (
-            context.new_model(TRAINING).model,))
-        assert torch.equal(told, torch.nn.utils.parameters_to_vector(
-            context.classifier.model.parameters()))
+        new = context.new_model(TRAINING).model
+        assert all(map(torch.equal, new.parameters(), context.classifier.model.parameters()))
     assert context.train is (attacked.train if name.startswith("ntml") else None)
     assert len(context.clean) == clean == metrics["clean"] and context.training == TRAINING
     assert models[-2:] in ([attacked.classifier, good], [good, attacked.classifier])
