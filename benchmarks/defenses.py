@@ -28,7 +28,8 @@ WHAT = {
     "texts": ("sentiment", "badnets", {"poison_rate": 0.2, "target_label": 1},
               ("bedkd", "dup", "ft-text", "ft_sam-text", "onion", "strip-text")),
     "images": ("images", "badnets", {"poison_rate": 0.1, "target_label": 0},
-               ("ntml", "bedkd-images", "ft", "fp", "nad", "ft_sam", "ibau", "strip")),
+               ("ntml", "bedkd-images", "ft", "ft_sweep", "fp", "nad", "ft_sam", "ibau", "clp",
+                "spectral", "ac", "abl", "strip")),
 }
 SAMPLES, REPEATS = 200, 3
 
