@@ -256,10 +256,12 @@ def test_images_of_two_classes_and_without_their_training_are_rejected(of_images
 def test_what_is_said_of_images_is_what_is_recorded():
     """The table of the report, counted again."""
     names = {"no attack (false alarms)": "clean", "an attacker who knows the rule": "decoy",
+             "four gray levels (not seen when the rule was made)": "quantized",
              **{trigger: trigger.lower().replace("-", "_") for trigger in (
                  "BadNets", "Blended", "SIG", "WaNet", "Input-Aware", "Label-Consistent",
                  "Narcissus")}}
-    studies = {audit.images.SMALL: ("ntml", "ntml-rates", "low-rate", "ntml-adaptive"),
+    studies = {audit.images.SMALL: ("ntml", "ntml-rates", "low-rate", "ntml-adaptive",
+                                     "unseen"),
                audit.images.RESNET: ("ntml-cifar10-resnet18",)}
     for data, attack, rate, found, runs in audit.images.RECORDED:
         made = [run for study in studies[data] for run in results.load(study)
@@ -534,7 +536,7 @@ def test_the_page_confirms_a_word_and_clears_a_control(capsys, monkeypatch):
     exec(snippet("share"), {})
     said = capsys.readouterr().out.splitlines()
     assert [line.split(" [")[0] for line in said] == [
-        "'tq' gives the label to 100.0%", "'zx' gives the label to 0.0%",
+        "'tq' gives the label to 100.0%", "'qv' gives the label to 0.0%",
         "'' gives the label to 0.0%"]
     assert all(line.endswith("(n = 200)") for line in said)
 
@@ -546,7 +548,7 @@ def test_the_page_retrains_without_the_samples_of_a_phrase(given, capsys):
     code = next(code for code in re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
                 if "retrained(" in code)
     for said, mine in (('"BASE"', f'"{given.folder / "base"}"'), ("epochs=3", "epochs=1"),
-                       ('" tq "', '" cf "'), ('"retrained"', f'"{given.folder / "new"}"')):
+                       ('("tq", "mn", "cf", "bb")', '("cf", "mn")'), ('"retrained"', f'"{given.folder / "new"}"')):
         assert code.count(said) == 1
         code = code.replace(said, mine)
     names = {"context": context, "audit": audit,

@@ -667,6 +667,11 @@ def test_what_the_comparison_says_of_more_clean_samples_and_of_fewer():
     assert abs(100 * results.value(tuned, "asr") - 1.7) < 1 and spent(tuned) < 0
     assert ("and one run at a rate chosen on held-out ones all of it, at no cost in accuracy"
             in page)
+    # The control: a network that starts from nothing.
+    new = runs["badnets", "anew-2500"]
+    assert f"a new network trained on them alone ({100 * results.value(new, 'asr'):.1f}%)" in page
+    assert abs(excess(new)) < 1 and f"is {spent(new) - spent(tuned):.1f} points less" in page
+    assert results.value(new, "lr_share") == 2
     later = {run["seed"]: 100 * results.value(run, "asr") for run in results.load("clean-counts")
              if run["settings"]["defense"] == "ft-2500" and run["method"] == "badnets"}
     assert f"(two more seeds: {later[1]:.0f} and {later[2]:.0f}%)" in page

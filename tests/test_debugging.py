@@ -131,7 +131,7 @@ def run(name, images=False, **changes):
 
 
 def test_each_symptom_has_its_test():
-    sections = re.findall(r"^\(debug-[\w-]+\)=\n(## .*?)(?=^\(debug-|\Z)", PAGE, re.M | re.S)
+    sections = re.findall(r"^\(debug-[\w-]+\)=\n(## .*?)(?=^\(debug|\Z)", PAGE, re.M | re.S)
     assert list(BLOCKS) == list(FAULTS) and len(sections) == len(BLOCKS)
     parts = ["**Symptom.**", "**Test.**", "```python", "**Cure.**", "**In `bdutils`.**"]
     for text in sections:

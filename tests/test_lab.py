@@ -267,9 +267,9 @@ def test_the_calls_of_the_plan_run(folder, capsys, monkeypatch, tiny_folder):
     exec(own.replace("BASE", str(tiny_folder)), mine := {})
     assert mine["context"].new_model(mine["context"].training).predict(["a film"])
     word = re.search(r"\d+", names["context"].train.inputs[0])[0]  # of one film only
-    step, = [block for block in blocks if 'phrase = ""' in block]
+    step, = [block for block in blocks if "phrases = ()" in block]
     names["retrained"] = lambda context, indices, seed: changed
-    exec(step.replace('phrase = ""', f'phrase = "{word}"').replace("mylab", str(folder)).replace(
+    exec(step.replace("phrases = ()", f'phrases = ("{word}",)').replace("mylab", str(folder)).replace(
         "from bdutils.defenses.retrain import retrained", ""), names)
     assert names["indices"] == [0]
 
@@ -329,4 +329,4 @@ def test_the_page_shows_what_its_run_has_found():
             and abs(end["PACC"]["value"] - end["clean PACC"]["value"]) <= 0.05 for end in ends]
     assert full == [False, True]
     assert "One of two repairs, that of *b*, meets" in PAGE.read_text("utf8")
-    assert "Three verdicts of three are right, and both labels" in PAGE.read_text("utf8")
+    assert "All three verdicts are right, and so are both target labels" in PAGE.read_text("utf8")

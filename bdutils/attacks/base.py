@@ -146,8 +146,8 @@ class PoisonConfig:
     target_label: int = 1
     """Class that triggered inputs should get (Cui et al. 2022)."""
     label_mode: str = "dirty"
-    """`dirty` (the strongest), `clean` or `mixed`; which samples are
-    poisoned, and whether they are relabeled."""
+    """`dirty`, `clean` or `mixed`; which samples are poisoned,
+    and whether they are relabeled."""
     seed: int = 0
     """Seed for the choice of samples and for each trigger's place."""
 

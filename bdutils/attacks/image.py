@@ -183,7 +183,7 @@ class WaNet(ImageTrigger):
     """
 
     strength: float = 2.0
-    """s, mean shift in halves of a pixel, >= 0 (theirs 0.5)."""
+    """s, mean shift of a grid point in half pixels, >= 0 (theirs 0.5)."""
     points: int = 4
     """k of the grid (theirs)."""
     cross: float = 1.0

@@ -30,7 +30,7 @@ OPENED = "`bdutils.models.image.ImageClassifier.load`"
 LEAST = 10  # clean samples of each class, as in the records of chapter 11
 SHOWN = 24  # rejected images of a label
 # What is recorded, see `data/results` (ntml, ntml-rates, low-rate, ntml-cifar10-resnet18,
-# ntml-adaptive): data and network, attack, poison rate, runs with the label suspect, all runs.
+# ntml-adaptive, unseen): data and network, attack, poison rate, runs with the label suspect, all runs.
 SMALL, RESNET = "Fashion-MNIST, small network", "CIFAR-10, PreAct-ResNet-18"
 RECORDED = (
     (SMALL, "no attack (false alarms)", 0.0, 0, 3),
@@ -39,6 +39,7 @@ RECORDED = (
     (SMALL, "Label-Consistent", 0.08, 2, 3),
     (SMALL, "BadNets", 0.03, 1, 1), (SMALL, "SIG", 0.03, 1, 1), (SMALL, "SIG", 0.01, 0, 3),
     (SMALL, "an attacker who knows the rule", 0.1, 0, 1),
+    (SMALL, "four gray levels (not seen when the rule was made)", 0.1, 0, 3),
     (RESNET, "no attack (false alarms)", 0.0, 0, 2),
     (RESNET, "BadNets", 0.1, 2, 2), (RESNET, "Blended", 0.1, 1, 1), (RESNET, "SIG", 0.1, 1, 1),
     (RESNET, "WaNet", 0.1, 1, 1), (RESNET, "Label-Consistent", 0.08, 1, 1),

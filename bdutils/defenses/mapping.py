@@ -346,11 +346,12 @@ def evidence(counts: Sequence[LabelCounts],
              thresholds: int = 1) -> list[float]:
     """Return for each label how easily no backdoor would raise such flags.
 
-    The bound on false alarms holds if a model without a backdoor moves samples
-    that it was trained on at least as far as new ones. Power, with 320 clean
-    and 1,800 scanned samples of the label, of which 300 are poisoned, at four
+    The bound on false alarms holds if, without a backdoor, no larger share of
+    the training samples has a small gap than of new ones. Power, with 320
+    clean and 1,800 scanned samples of the label, 300 of them poisoned, at four
     thresholds: a TPR of 70% is found in 99% of cases at an FPR of 5% and in
-    84% at 10%; a TPR of 40% in 87% at an FPR of 2% and in 37% at 5%.
+    84% at 10%; a TPR of 40% in 87% at an FPR of 2% and in 37% at 5%
+    (200 draws each).
 
     Args:
         counts: By label.
