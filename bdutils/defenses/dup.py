@@ -618,9 +618,9 @@ def _unlearn(context: Context, parts: Sequence[CleanSet],
         count = 0  # of few samples none can be spared
     known = context.clean  # the suspected model has seen none of it
     accuracy = cacc(classifier.predict(known.inputs), known.labels).value
-    observe = observer(
-        classifier, context.train.take(indices[:count] or indices), parts[1],
-        expected_agreement(accuracy, known.num_labels, purity))
+    monitored = context.train.take(indices[:count] or indices)
+    expected = expected_agreement(accuracy, known.num_labels, purity)
+    observe = observer(classifier, monitored, parts[1], expected)
     flagged = flagged_batches(classifier,
                               context.train.take(indices[count:]),
                               size, config.seed)
@@ -630,8 +630,8 @@ def _unlearn(context: Context, parts: Sequence[CleanSet],
                       context.callback)
 
     def excess(model: Model) -> float:
-        agreement, expected, _ = observe(model.model)
-        return agreement - expected
+        answers = model.predict(monitored.inputs)
+        return cacc(answers, monitored.labels).value - expected
 
     merged = cast(PeftModel, copy.deepcopy(student)).merge_and_unload()
     merged.requires_grad_(True)  # the adapter had frozen it
