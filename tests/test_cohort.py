@@ -322,10 +322,11 @@ def test_the_page_counts_what_is_repaired_by_its_bar():
     counts = {images: Counter(end for end, _ in some) for images, some in ends.items()}
     texts, images = counts[False], counts[True]
     both, most = texts["yes"] + images["yes"], len(ends[False]) + len(ends[True])
-    assert f"By {{ref}}`our bar <audit-repaired>` {both} of {most} models were repaired" in page
+    assert (f"Of {most} models, {both} met the two conditions of {{ref}}`our bar "
+            "<audit-repaired>` that were measured") in page
     assert (f"Of {len(ends[False])} of texts, {texts['too high']} ended too high and "
             f"{texts['too low']} too low") in page
-    assert (f"By this bar {both} of {most} are repaired: {texts['yes']} of {len(ends[False])} "
+    assert (f"By these two conditions {both} of {most} are repaired: {texts['yes']} of {len(ends[False])} "
             f"texts and adapters, and {images['yes']} of {len(ends[True])} networks") in page
     assert images == {"yes": 4, "accuracy": 1} and texts["accuracy"] == 0
     over = [100 * (one["asr_after"] - one["floor_before"]) for end, one in ends[False]
