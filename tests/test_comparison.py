@@ -682,10 +682,15 @@ def test_what_the_comparison_says_of_attackers_who_know_and_of_new_triggers():
     runs = {(run["method"], run["settings"]["defense"]): run
             for study in ("adaptive", "unseen", "ntml-adaptive") for run in results.load(study)
             if run["seed"] == 0}
-    for attack in ("low_confidence", "hidden"):
-        assert not runs[attack, "dup"]["metrics"]["changed"]
-        assert abs(excess(runs[attack, "bedkd"])) < 2.1
-    assert "BeDKD repairs the same models, to within 2 points of the floor" in page
+    met = {(run["method"], run["settings"]["defense"], run["seed"]): run
+           for run in results.load("adaptive")}
+    assert len(met) == 12
+    assert not any(run["metrics"]["changed"] for (_, key, _), run in met.items() if key == "dup")
+    assert max(abs(excess(met["hidden", "bedkd", seed])) for seed in range(3)) < 10
+    left = [round(100 * results.value(met["low_confidence", "bedkd", seed], "asr"))
+            for seed in range(3) if not met["low_confidence", "bedkd", seed]["metrics"]["changed"]]
+    assert "repairs *hidden states* to within 10 points of the floor" in page
+    assert f"and {min(left)} and {max(left)}% stay" in page and len(left) == 2
     assert not runs["quantized", "ntml"]["metrics"]["changed"]
     quantized = [run for run in results.load("unseen") if run["method"] == "quantized"]
 
