@@ -29,6 +29,7 @@ from bdutils.experiments.comparison import (
     MEASURES,
     NAMES,
     NEEDS,
+    OLDER,
     ONCE,
     ORDERS,
     RARE,
@@ -58,6 +59,12 @@ MAIN = [name for key, name in SHOWN.items()
 @pytest.fixture(scope="module")
 def frame():
     return collect()
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """With the defenses that the first page leaves out."""
+    return collect(STUDIES + OLDER)
 
 
 def made(defense, attack="badnets", seed=0, asr=0.1, cacc=0.85, task="snippets", rate=None,
@@ -130,12 +137,21 @@ def test_all_runs_of_a_cell_before_the_defense_are_the_same_model(frame):
         assert runs["before"].max() - runs["before"].min() < 6
 
 
-def test_what_ran_once_has_one_seed():
+def test_what_ran_once_has_one_seed(frame):
     once = collect(ONCE)
     assert set(once["seed"]) == {0}
-    assert {"CUBE", "ABL", "CLP", WHOSE["bedkd-authors"], WHOSE["dup-authors"]} <= set(
-        once["defense"])
-    assert not set(once["defense"]) & set(collect()["defense"])
+    assert {"CUBE", WHOSE["bedkd-authors"], WHOSE["dup-authors"]} <= set(once["defense"])
+    assert set(once["kind"]) == {"text"}
+    assert not set(once["defense"]) & set(usual(frame, "text")["defense"])
+
+
+def test_the_older_defenses_have_every_attack_and_seed_and_a_clean_model():
+    older = collect(OLDER)
+    assert set(older["defense"]) == {"ABL", "CLP", "Spectral Signatures", "Activation Clustering",
+                                     "fine-tuning (chosen rate)"}
+    for _, runs in older.groupby("defense"):
+        assert {(attack, seed) for attack, seed in zip(runs["attack"], runs["seed"])} == set(
+            itertools.product([*USUAL["image"], "clean"], (0, 1, 2)))
 
 
 # ------------------------------------------------------------------------------------ orders
@@ -164,10 +180,10 @@ def contradicted(claims, frame, most=0.2):
 
 
 @pytest.mark.parametrize("seeds", [LATER, (0, 1, 2)])
-def test_no_measure_contradicts_an_order_that_the_page_claims(frame, seeds, monkeypatch):
+def test_no_measure_contradicts_an_order_that_the_page_claims(whole, seeds, monkeypatch):
     """By distance, PACC gap, RA and DER, in at most 20% of the draws."""
     monkeypatch.setattr(ahead, "__defaults__", (seeds,))
-    assert contradicted(CLAIMS, frame) == []
+    assert contradicted(CLAIMS, whole) == []
 
 
 def test_every_order_in_the_text_is_a_claim():
@@ -175,7 +191,7 @@ def test_every_order_in_the_text_is_a_claim():
                                        if cell["cell_type"] == "markdown"))
     for claim in CLAIMS:
         assert claim["sentence"] in text
-        assert not {*claim["better"], *claim["than"]} - set(MAIN)
+        assert not {*claim["better"], *claim["than"]} - set(SHOWN.values())
     begins = tuple(claim["sentence"] for claim in CLAIMS)
     assert [s for s in sentences(PAGE) if not re.sub(r"\s+", " ", s).startswith(begins)] == []
 
@@ -546,7 +562,7 @@ def test_what_the_pages_say_of_bedkd_and_dup_on_sst2():
     assert "leaves one attack of four intact and DUP none" in pages["part_repair.md"]
     rounded = {name: round(points) for name, points in above["bedkd"].items()}
     assert rounded == {"badnets": 4, "addsent": 2, "stylebkd": 67, "synbkd": -14}
-    assert ("leaves StyleBkd intact on SST-2 with MiniLM (67 points). SynBkd ends 14 points below "
+    assert ("leaves StyleBkd intact on SST-2 with MiniLM (67 points); SynBkd ends 14 points below "
             "its floor, the others 2 and 4 above") in pages["13_comparison.ipynb"]
     assert "end 2 to 4 points above it" in pages["06_bedkd.ipynb"]
     tpr, fpr = ([round(100 * results.value(run, key)) for run in results.load("bedkd-sst2")
@@ -677,6 +693,30 @@ def test_what_the_comparison_says_of_more_clean_samples_and_of_fewer():
     assert f"(two more seeds: {later[1]:.0f} and {later[2]:.0f}%)" in page
 
 
+def test_what_the_pages_say_of_the_older_defenses(whole):
+    page = "".join("".join(cell["source"]) for cell in PAGE["cells"])
+    table = summary(whole, "image")["distance"].round()
+    assert (f"It takes the mean distance from {table['fine-tuning']:.0f} to "
+            f"{table['fine-tuning (chosen rate)']:.0f} points") in page
+    page = (ROOT / "chapters/10_baselines.ipynb").read_text(encoding="utf8")
+    older = {name: runs for name, runs in usual(whole, "image").groupby("defense")}
+    abl = older["ABL"].sort_values("asr")
+    assert [*abl["attack"][:2]] == ["label_consistent", "badnets"]
+    assert (f"one BadNets model to {abl['asr'].iloc[1]:.0f}% and one of Label-Consistent to "
+            f"{abl['asr'].iloc[0]:.0f}%, the rest to {abl['asr'].iloc[2]:.0f}% or more, for "
+            f"{abl['lost'].min():.0f} to {abl['lost'].max():.0f} points") in page
+    for name, said in (("CLP", "7, 38 and 82% on Input-Aware"),
+                       ("fine-tuning (chosen rate)", "80 to 99% on BadNets")):
+        attack = "input_aware" if name == "CLP" else "badnets"
+        seen = older[name].loc[older[name]["attack"].eq(attack), "asr"].round().astype(int)
+        assert said in page and {min(seen), max(seen)} <= {int(x) for x in re.findall(
+            r"\d+", said)}
+    rest = pd.concat([older["Spectral Signatures"], older["Activation Clustering"]])
+    assert int(rest.loc[rest["attack"].ne("label_consistent"), "asr"].min()) == 74
+    clean = whole[whole["defense"].eq("Activation Clustering") & whole["attack"].eq("clean")]
+    assert f"cost {clean['lost'].min():.1f} to {clean['lost'].max():.1f} points" in page
+
+
 def test_what_the_comparison_says_of_attackers_who_know_and_of_new_triggers():
     page = "".join("".join(cell["source"]) for cell in PAGE["cells"])
     runs = {(run["method"], run["settings"]["defense"]): run
@@ -685,11 +725,13 @@ def test_what_the_comparison_says_of_attackers_who_know_and_of_new_triggers():
     met = {(run["method"], run["settings"]["defense"], run["seed"]): run
            for run in results.load("adaptive")}
     assert len(met) == 12
-    assert not any(run["metrics"]["changed"] for (_, key, _), run in met.items() if key == "dup")
+    acted = [run for (_, key, _), run in met.items() if key == "dup" and run["metrics"]["changed"]]
+    assert [run["method"] for run in acted] == ["hidden"]
+    assert f"on the third it ends {excess(acted[0]):.0f} points above the floor" in page
     assert max(abs(excess(met["hidden", "bedkd", seed])) for seed in range(3)) < 10
     left = [round(100 * results.value(met["low_confidence", "bedkd", seed], "asr"))
             for seed in range(3) if not met["low_confidence", "bedkd", seed]["metrics"]["changed"]]
-    assert "repairs *hidden states* to within 10 points of the floor" in page
+    assert "repairs *hidden states* to within 10 points of it" in page
     assert f"and {min(left)} and {max(left)}% stay" in page and len(left) == 2
     assert not runs["quantized", "ntml"]["metrics"]["changed"]
     quantized = [run for run in results.load("unseen") if run["method"] == "quantized"]
