@@ -695,9 +695,9 @@ def test_what_the_comparison_says_of_more_clean_samples_and_of_fewer():
 
 def test_what_the_pages_say_of_the_older_defenses(whole):
     page = "".join("".join(cell["source"]) for cell in PAGE["cells"])
-    table = summary(whole, "image")["distance"].round()
-    assert (f"It takes the mean distance from {table['fine-tuning']:.0f} to "
-            f"{table['fine-tuning (chosen rate)']:.0f} points") in page
+    swept = usual(whole, "image", LATER).query("defense == 'fine-tuning (chosen rate)'")
+    kept = sum(results.value(run, "lr_share") == 0.1 for run in swept["run"])
+    assert (kept, len(swept)) == (8, 12) and "keeps that rate in eight of twelve runs" in page
     page = (ROOT / "chapters/10_baselines.ipynb").read_text(encoding="utf8")
     older = {name: runs for name, runs in usual(whole, "image").groupby("defense")}
     abl = older["ABL"].sort_values("asr")

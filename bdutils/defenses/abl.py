@@ -85,7 +85,7 @@ class ABL:
     isolated: float = 0.01
     """Share of the samples, between 0 and 1; theirs."""
     epochs: int = 20
-    """Of the unlearning, >= 1; ours, for as many steps as theirs."""
+    """Of the unlearning, >= 1; ours, for as many steps as 5 of theirs."""
     lr_share: float = 0.005
     """Rate of the unlearning as share of the training's, > 0; theirs."""
     batch_size: int = 64
