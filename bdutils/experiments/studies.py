@@ -179,7 +179,6 @@ STUDIES |= {
           for run in defended(f"{name}-{count}", "images", ["badnets"], [0.1])),
         *(run for name in ("ft_sweep-2500", "anew-2500", "ft-brief-2500", "ft-steps-100")
           for run in defended(name, "images", ["badnets"], [0.1])),
-        Run("images", None, 0.0, 0, defense="ft_sweep-2500"),
         *defended("ft_sweep-2500", "images", ["blended", "sig", "wanet"], [0.1]),
         *defended("ft-2500", "images", ["badnets"], [0.1], [1, 2]),
         *(run for name in ("ft-2500", "ft_sam-2500")
@@ -205,7 +204,6 @@ STUDIES |= {
     "relearning": [
         *(run for name in _LEARNERS["images"]
           for run in defended(name, "images", ["badnets"], [0.1], [0, 1, 2])),
-        *defended("ft_sweep-2500", "images", ["badnets"], [0.1]),
         *(run for name in _LEARNERS["sentiment"]
           for run in defended(name, "sentiment", ["badnets"], [0.2], [0, 1, 2]))],
 }
@@ -246,5 +244,4 @@ LARGE = {
 }
 STUDIES |= LARGE
 # Of these only some are recorded so far.
-INCOMPLETE = {*LARGE, "baselines-train-text", "clean-counts", "adaptive",
-              "unseen"}
+INCOMPLETE = {*LARGE, "baselines-train-text", "clean-counts", "unseen"}
