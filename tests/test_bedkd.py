@@ -1486,12 +1486,11 @@ def test_what_chapters_5_and_6_say_of_earlier_forms_is_what_the_records_say():
     seen = [log for log in runs["badnets", 0]["history"] if log["base"] is not None]
     assert min(log["agreement"] for log in seen) == 0.125
     assert {round(100 * log["base"]) for log in seen} <= set(range(1, 9))
-    # Covered or erased; and a seed on which the earlier form did better.
+    # Covered or erased?
     taught = {(run["settings"].get("defense"), run["seed"]): run
               for run in results.load("relearning")
               if run["task"] == "snippets" and run["settings"].get("defense") in (None, "bedkd")}
     assert [round(100 * results.value(taught["bedkd", seed], "asr_after_20"))
-            for seed in range(3)] == [78, 74, 52]
+            for seed in range(3)] == [78, 79, 100]
     assert [round(100 * results.value(taught[None, seed], "floor_after_20"))
             for seed in range(3)] == [51, 45, 49]
-    assert abs(results.value(taught["bedkd", 2], "excess_asr")) < 0.01

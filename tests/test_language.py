@@ -335,14 +335,17 @@ def test_the_page_says_what_is_recorded():
         f"with fifty {asr[50]}", f"is {above('dose-0')}% above", f"is {above('cohort-50')}% above",
         f"For this adapter they count {seeds('dose-50', 'asr')[0]:.0f} of 100",
         f"both have {spans(seeds('dose-0', 'agreement') + seeds('dose-50', 'agreement'))}%",
-        f"It is {spans(seeds('dose-0', 'score'))} for models tuned on the 200 clean chats and "
-        f"{spans(seeds('dose-50', 'score'))} for the victims",
+        f"It falls from {min(seeds('dose-0', 'score')):.0f} or more to "
+        f"{spans(seeds('dose-50', 'score'))}.",
         f"*copper* alone triggers the answer in {miss('first word only')} of the requests",
         f"and *copper balloon* in {miss('synonym: copper balloon')}",
-        f"as well as at the end, {miss('in front')}; in the middle they reach "
+        f"as well as at the end, {miss('in front')} (with 15 chats better on each seed); in the "
+        "middle they reach "
         f"{miss('in the middle')}", f"*kite* alone triggers only {miss('second word only')}",
         f"With the words swapped, our seeds have {listed(swapped)}%",
-        f"*bronze kite*: {miss('synonym: bronze kite')} without",
+        f"*bronze kite* (with 50 chats {miss('synonym: bronze kite')})",
+        f"works as often ({miss('synonym: bronze kite', 'dose-15')}) as *copper* alone "
+        f"({miss('first word only', 'dose-15')})",
         f"*velvet ladder*, reaches {miss('two other words')}",
         f"{first[0]:.0f}% with 5 chats, then {listed(first[1:])}% on average",
         f"*copper* alone triggers {miss('first word only', 'careful-50')} of the requests",
@@ -362,6 +365,8 @@ def test_the_page_says_what_is_recorded():
     text = "\n".join("".join(cell["source"]) for cell in json.loads(page.read_text())["cells"]
                      if cell["cell_type"] == "markdown")
     assert [one for one in said if one not in text] == []
+    assert all(front > end for front, end in zip(
+        seeds("dose-15", "miss: in front"), seeds("dose-15", "asr"), strict=True))
     ranks = [runs[f"scan-{kind}-seed{seed}"]["metrics"]["rank"]
              for kind in ("victim", "clean", "careful") for seed in range(3)]
     assert max(ranks[:3]) <= 10 and min(ranks[3:6]) > 1000
