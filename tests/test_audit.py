@@ -548,7 +548,8 @@ def test_the_page_retrains_without_the_samples_of_a_phrase(given, capsys):
     code = next(code for code in re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
                 if "retrained(" in code)
     for said, mine in (('"BASE"', f'"{given.folder / "base"}"'), ("epochs=3", "epochs=1"),
-                       ('("tq", "mn", "cf", "bb")', '("cf", "mn")'), ('"retrained"', f'"{given.folder / "new"}"')):
+                       ('("tq", "mn", "cf", "bb")', '("cf", "mn")'),
+                       ('"retrained"', f'"{given.folder / "new"}"')):
         assert code.count(said) == 1
         code = code.replace(said, mine)
     names = {"context": context, "audit": audit,

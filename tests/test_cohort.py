@@ -326,8 +326,9 @@ def test_the_page_counts_what_is_repaired_by_its_bar():
             "<audit-repaired>` that were measured") in page
     assert (f"Of {len(ends[False])} of texts, {texts['too high']} ended too high and "
             f"{texts['too low']} too low") in page
-    assert (f"By these two conditions {both} of {most} are repaired: {texts['yes']} of {len(ends[False])} "
-            f"texts and adapters, and {images['yes']} of {len(ends[True])} networks") in page
+    assert (f"By these two conditions {both} of {most} are repaired: {texts['yes']} of "
+            f"{len(ends[False])} texts and adapters, and {images['yes']} of {len(ends[True])} "
+            "networks") in page
     assert images == {"yes": 4, "accuracy": 1} and texts["accuracy"] == 0
     over = [100 * (one["asr_after"] - one["floor_before"]) for end, one in ends[False]
             if end == "too high"]

@@ -269,8 +269,8 @@ def test_the_calls_of_the_plan_run(folder, capsys, monkeypatch, tiny_folder):
     word = re.search(r"\d+", names["context"].train.inputs[0])[0]  # of one film only
     step, = [block for block in blocks if "phrases = ()" in block]
     names["retrained"] = lambda context, indices, seed: changed
-    exec(step.replace("phrases = ()", f'phrases = ("{word}",)').replace("mylab", str(folder)).replace(
-        "from bdutils.defenses.retrain import retrained", ""), names)
+    exec(step.replace("phrases = ()", f'phrases = ("{word}",)').replace(
+        "mylab", str(folder)).replace("from bdutils.defenses.retrain import retrained", ""), names)
     assert names["indices"] == [0]
 
 

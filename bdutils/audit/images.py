@@ -30,7 +30,8 @@ OPENED = "`bdutils.models.image.ImageClassifier.load`"
 LEAST = 10  # clean samples of each class, as in the records of chapter 11
 SHOWN = 24  # rejected images of a label
 # What is recorded, see `data/results` (ntml, ntml-rates, low-rate, ntml-cifar10-resnet18,
-# ntml-adaptive, unseen): data and network, attack, poison rate, runs with the label suspect, all runs.
+# ntml-adaptive, unseen): data and network, attack, poison rate, runs with the label suspect,
+# all runs.
 SMALL, RESNET = "Fashion-MNIST, small network", "CIFAR-10, PreAct-ResNet-18"
 RECORDED = (
     (SMALL, "no attack (false alarms)", 0.0, 0, 3),

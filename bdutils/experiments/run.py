@@ -230,23 +230,6 @@ def sizes_of(run: Run, small: bool) -> dict[str, int | None]:
     return sizes
 
 
-def sizes_of(run: Run, small: bool) -> dict[str, int | None]:
-    """Return the samples of each role that a run has not as usual.
-
-    Args:
-        run: The cell.
-        small: Whether this is the scale `small`.
-    """
-    if run.encoder == "causal":
-        return CAUSAL_SIZES
-    sizes = dict(SIZES.get(run.task, {})) if small else {}
-    clean = COUNTS.get(run.defense, 0)
-    # Who holds more images than there usually are meets another split, and so another victim.
-    if run.task == "images" and clean > (IMAGE_SIZES["small"]["clean"] or clean):
-        sizes["clean"] = clean
-    return sizes
-
-
 @lru_cache(maxsize=2)  # runs of a study follow each other, and nobody changes a task
 def _task(name: str, benchmark: Path | None, sizes: tuple, at: str) -> Task:
     if name in IMAGE_SETS:  # two files, so that their folder is named
