@@ -703,6 +703,18 @@ def test_what_the_chapters_say_of_the_time_of_a_repair():
                 and theirs / ours > bar)
 
 
+def test_what_the_pages_say_of_a_backdoor_that_comes_back():
+    after = {run["name"]: run for run in results.load("relearning") if run["task"] == "snippets"}
+    for seed, key in itertools.product(range(3), ("bedkd", "dup")):
+        never = after[f"badnets-rate0.2-seed{seed}"]
+        repaired = after[f"badnets-rate0.2-seed{seed}-{key}"]
+        assert results.value(repaired, "asr_after_20") > results.value(never, "floor_after_20")
+    for name in ("index", "part_repair"):
+        page = " ".join((ROOT / f"chapters/{name}.md").read_text(encoding="utf8").split())
+        assert ("20 triggered samples bring BadNets back sooner than a clean model learns it, on "
+                "three seeds") in page
+
+
 def test_what_the_pages_say_of_the_older_defenses(whole):
     page = "".join("".join(cell["source"]) for cell in PAGE["cells"])
     swept = usual(whole, "image", LATER).query("defense == 'fine-tuning (chosen rate)'")
