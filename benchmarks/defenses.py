@@ -26,7 +26,8 @@ from bdutils.training import train, training_for, untrained
 
 WHAT = {
     "texts": ("sentiment", "badnets", {"poison_rate": 0.2, "target_label": 1},
-              ("bedkd", "dup", "ft-text", "ft_sam-text", "onion", "strip-text")),
+              ("bedkd", "dup", "ft-text", "ft_sam-text", "cube", "ac", "spectral", "onion",
+               "strip-text")),
     "images": ("images", "badnets", {"poison_rate": 0.1, "target_label": 0},
                ("ntml", "bedkd-images", "ft", "ft_sweep", "fp", "nad", "ft_sam", "ibau", "clp",
                 "spectral", "ac", "abl", "strip")),

@@ -35,7 +35,7 @@ TEXT = ("sst2-base", "bedkd-sst2-base", "dup-sst2-base")
 NEWS = ("ag-news-base", "bedkd-ag-news-base", "dup-ag-news-base")
 IMAGES = ("cifar10-resnet18", "ntml-cifar10-resnet18")
 SMALL = ("bedkd", "dup", "ntml", "bedkd-images")
-MORE = (  # everything else that is recorded at `small`
+MORE = (  # then most of what else is recorded at `small`
     "ntml-choices", "baselines", "filters", "images", "baselines-train", "baselines-train-text",
     "bedkd-rates", "dup-rates", "ntml-rates", "low-rate", "relearning", "ntml-cifar10",
     "images-cifar10", "baselines-cifar10", "ntml-counts", "ntml-adaptive", "ntml-text",

@@ -96,7 +96,10 @@ def test_the_citation_says_what_the_file_says():
 
 @pytest.mark.parametrize(("code", "said"), [
     ("import a\nfrom b import c\nuse_style()", "Imports"),
-    ("import sys\nif 'google.colab' in sys.modules:\n    !pip install x", "Set-up for Colab"),
+    ("from bdutils.a import b\nfrom bdutils import c", "Imports from bdutils"),
+    ("#| export a.b\nimport c", "Imports of bdutils.a.b"),
+    ("if 'google.colab' in sys.modules:\n    !git clone x", "Set-up for Colab"),
+    ("if 'google.colab' in sys.modules:\n    !pip install x", "A package for Colab"),
     ("!ls\nN = 3\ndef one(x):\n    y = x\n\nclass Two:\n    pass", "Code: N, one(), Two"),
     ("n = 3\ndef one(x):\n    return x", "Code: one()"),
     ("a = b = c, _ = d, e = 3", "Code: a, b, c, ..."),

@@ -32,8 +32,8 @@ NEEDS = {name: ANSWERS if key in _ANSWERS else
 # Three seeds of every cell, and what was run once.
 STUDIES = ("bedkd", "dup", "baselines-text", "ntml", "baselines", "filters", "bedkd-images",
            "low-rate", "bedkd-rates", "dup-rates", "ntml-rates")
-OLDER = ("baselines-train",)  # three seeds as well; the first page leaves them out
-ONCE = ("bedkd-authors", "dup-deviations", "baselines-train-text")
+OLDER = ("baselines-train", "baselines-train-text")  # three seeds as well; the first page leaves them out
+ONCE = ("bedkd-authors", "dup-deviations", "sweep-text")
 KINDS = {"snippets": "text", "fashion": "image"}
 USUAL = {"text": ("badnets", "addsent", "synbkd", "stylebkd"),
          "image": ("badnets", "blended", "sig", "wanet", "input_aware", "label_consistent")}

@@ -160,8 +160,9 @@ STUDIES: dict[str, list[Run]] = {
                         for name in ("spectral", "ac", "abl", "clp", "ft_sweep")
                         for run in (*grid("images", FIVE, [0.1], [0, 1, 2]), *LABEL_CONSISTENT)],
     "baselines-train-text": [replace(run, defense=name)
-                             for name in ("spectral", "ac", "cube", "ft_sweep-text")
+                             for name in ("spectral", "ac", "cube")
                              for run in grid("sentiment", FOUR, [0.2], [0, 1, 2])],
+    "sweep-text": defended("ft_sweep-text", "sentiment", ["badnets"], [0.2]),
 }
 # What each defense needs is in its own study at the usual rate; here only what can be repaired,
 # since an input filter does not change how the model behind it learns.
@@ -174,7 +175,7 @@ STUDIES |= {
     # With all 800 clean texts or 100 images they are in their own studies.
     "clean-counts": [
         *(run for count in (50, 100, 200, 400) for name in ("bedkd", "dup", "ft-text")
-          for run in defended(f"{name}-{count}", "sentiment", ["badnets", "addsent"], [0.2])),
+          for run in defended(f"{name}-{count}", "sentiment", ["addsent"], [0.2])),
         *(run for count in (25, 500, 2500) for name in ("ft", "fp", "nad", "ft_sam", "ibau")
           for run in defended(f"{name}-{count}", "images", ["badnets"], [0.1])),
         *(run for name in ("ft_sweep-2500", "anew-2500", "ft-brief-2500", "ft-steps-100")
@@ -242,6 +243,4 @@ LARGE = {
                      for task, name in (("sentiment", "bedkd"), ("sentiment", "dup"),
                                         ("images", "ntml"))],
 }
-STUDIES |= LARGE
-# Of these only some are recorded so far.
-INCOMPLETE = {*LARGE, "baselines-train-text", "clean-counts", "unseen"}
+STUDIES |= LARGE  # of these only some are recorded so far

@@ -1,6 +1,7 @@
 """Say what is in a folded cell: the names that it defines, imports, or a figure."""
 
 import ast
+import re
 from collections.abc import Iterator
 
 from docutils import nodes
@@ -15,13 +16,13 @@ def said(code: str) -> str:
     Args:
         code: Of the cell.
     """
+    if "google.colab" in code:
+        return "Set-up for Colab" if "git clone" in code else "A package for Colab"
     lines = [line for line in code.splitlines() if not line.lstrip().startswith(("!", "%"))]
     try:
         body = ast.parse("\n".join(lines)).body
     except SyntaxError:  # a magic that is no line of its own, as below an `if`
-        return "Set-up for Colab" if "google.colab" in code else "Code"
-    if "google.colab" in code:
-        return "Set-up for Colab"
+        return "Code"
     names = [*dict.fromkeys(name for statement in body for name in _names(statement)
                             if name != "_")]
     if defined := [name for name in names if name.endswith("()") or name[0].isupper()]:
@@ -30,7 +31,18 @@ def said(code: str) -> str:
         return "Code of the figure"
     if names:
         return f"Code: {', '.join(names[:MOST])}{', ...' if len(names) > MOST else ''}"
-    return "Imports" if any(isinstance(s, (ast.Import, ast.ImportFrom)) for s in body) else "Code"
+    return _imports(code, body)
+
+
+def _imports(code: str, body: list[ast.stmt]) -> str:
+    """Say which imports they are, since two such cells often follow each other."""
+    if not any(isinstance(statement, (ast.Import, ast.ImportFrom)) for statement in body):
+        return "Code"
+    if module := re.search(r"^#\| (?:default_exp|export) (\S+)$", code, re.MULTILINE):
+        return f"Imports of bdutils.{module[1]}"
+    own = all(isinstance(statement, ast.ImportFrom)
+              and str(statement.module).startswith("bdutils") for statement in body)
+    return "Imports from bdutils" if own else "Imports"
 
 
 def _names(statement: ast.stmt) -> Iterator[str]:
