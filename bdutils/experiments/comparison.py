@@ -32,7 +32,7 @@ NEEDS = {name: ANSWERS if key in _ANSWERS else
 # Three seeds of every cell, and what was run once.
 STUDIES = ("bedkd", "dup", "baselines-text", "ntml", "baselines", "filters", "bedkd-images",
            "low-rate", "bedkd-rates", "dup-rates", "ntml-rates")
-OLDER = ("baselines-train", "baselines-train-text")  # three seeds as well; the first page leaves them out
+OLDER = ("baselines-train", "baselines-train-text")  # as well; the first page leaves them out
 ONCE = ("bedkd-authors", "dup-deviations", "sweep-text")
 KINDS = {"snippets": "text", "fashion": "image"}
 USUAL = {"text": ("badnets", "addsent", "synbkd", "stylebkd"),

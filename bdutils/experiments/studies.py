@@ -108,7 +108,7 @@ STUDIES: dict[str, list[Run]] = {
     "dup-rates": [run for name in ("dup", "dup-forced") for run in (
         *defended(name, "sentiment", ["badnets"], [0.05]),
         *defended(name, "sentiment", ["addsent"], [0.01]))],
-    "dup-deviations": [*defended("dup-authors", "sentiment", ["badnets", "addsent"], [0.2]),
+    "dup-deviations": [*defended("dup-authors", "sentiment", FOUR, [0.2]),
                        *(run for name in (
                            "lora", "dup-unstopped", "dup-no-unlikelihood", "dup-uncapped",
                            "dup-batch-32", "dup-fast", "dup-forced", "dup-one-set",
