@@ -141,8 +141,8 @@ STUDIES: dict[str, list[Run]] = {
           for run in defended(name, "images", ["badnets", "blended"], [0.1]))],
     "ntml-rates": [run for name in ("ntml", "ntml-relabel")
                    for run in defended(name, "images", ["badnets", "sig"], [0.01, 0.03])],
-    "ntml-adaptive": [run for name in ("ntml", "ntml-relabel")
-                      for run in defended(name, "images", ["decoy"], [0.1])],
+    "ntml-adaptive": [*defended("ntml", "images", ["decoy"], [0.1], [0, 1, 2]),
+                      *defended("ntml-relabel", "images", ["decoy"], [0.1])],
     # These two are of the form of the first records.
     "ntml-text": defended("ntml-relabel", "sentiment", ["badnets"], [0.2]),
     "ntml-cifar10": [replace(run, defense="ntml-relabel") for run in CIFAR],

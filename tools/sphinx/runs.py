@@ -25,7 +25,8 @@ def chapter_lines(paths: Iterable[Path], folder: Path = status.FOLDER) -> list[l
             lines.append([link, "not measured", *[""] * 3])
             continue
         run = json.loads(file.read_text(encoding="utf8"))
-        on = run["machine"]["gpu"] or f"{run['machine']['processor']}, {run['threads']} threads"
+        threads = f"{run['threads']} thread{'s' * (run['threads'] > 1)}"
+        on = run["machine"]["gpu"] or f"{run['machine']['processor']}, {threads}"
         used = [f"{name} {run['versions'][name]}" for name in ("torch", "transformers")]
         lines.append([link, f"{minutes(run['wall_seconds'])} / {minutes(run['cpu_seconds'])}",
                       f"{run['peak_memory_mib'] / 1024:.1f}", str(len(run["trained"])),
