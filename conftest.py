@@ -11,4 +11,4 @@ def pytest_collectstart(collector) -> None:
     and a `repr`: both are still compared as text.
     """
     if hasattr(collector, "skip_compare"):  # nbval's collector of notebooks
-        collector.skip_compare += ("image/svg+xml", "application/javascript", "text/html")
+        collector.skip_compare += ("text/html",)

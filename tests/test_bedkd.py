@@ -1354,13 +1354,6 @@ def test_suspects_can_be_found_alone(context):
     assert same(module.model.state_dict(), report["module"].model.state_dict())
 
 
-def test_retraining_leaves_the_suspects_out(toy_task):
-    train = toy_task.train
-    kept = akd.retrain_without(train, (0, 5), lambda kept: kept)
-    assert type(kept) is TrainSet and len(kept) == 18
-    assert not {train.inputs[0], train.inputs[5]} & set(kept.inputs)
-
-
 # -------------------------------------------------------------------- roles
 
 

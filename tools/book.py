@@ -21,7 +21,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,19 @@ def notebooks(template: bool = False) -> list[Path]:
     """
     return sorted(p for p in CHAPTERS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
                   and (template or not p.name.startswith("_")))
+
+
+def chosen(names: Sequence[str], template: bool = False) -> list[Path]:
+    """Return the chapters that have one of these parts in their names, all if none is given.
+
+    Raises:
+        SystemExit: If a name fits no chapter.
+    """
+    there = notebooks(template)
+    if wrong := [name for name in names if not any(name in path.name for path in there)]:
+        raise SystemExit(f"no chapter has {', '.join(wrong)} in its name; there are "
+                         f"{', '.join(path.stem for path in there)}")
+    return [path for path in there if not names or any(name in path.name for name in names)]
 
 
 _BLOCK = re.compile(
@@ -276,8 +289,7 @@ def main(arguments: list[str]) -> None:
                                  "`python -m tools.book export`")
             print("chapters and package are in step")
         case ["execute", *names]:
-            execute([p for p in notebooks(template=True)
-                     if not names or any(n in p.name for n in names)])
+            execute(chosen(names, template=True))
         case ["address", url]:
             set_address(url)
             write_copies()

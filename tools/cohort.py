@@ -348,6 +348,7 @@ def score(folder: Path, answers: Path, mend: bool = True) -> list[dict[str, Any]
                 for name in mine]
         made.append(_record(table, kind, kinds, truths, data[kind]))
         made[-1]["settings"]["sealed"] = _seal(folder)
+        made[-1]["command"] += "" if mend else " --no-repair"
     return made
 
 

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['AUTHORS', 'endless', 'cycle_of', 'finished', 'purify', 'Seen', 'observer', 'base_rate', 'find_suspects', 'go_back',
-           'BeDKD', 'retrain_without']
+           'BeDKD']
 
 # %% ../../chapters/06_bedkd.ipynb #c06-015
 import copy
@@ -411,19 +411,3 @@ AUTHORS = BeDKD(
     shares=(0.2, 0.8, 0.0), cycles=50, trust_steps=0, punish_steps=0,
     punish_lr=0.0, punish_samples=33, stop=False, aim=False,
     seed=42)
-
-# %% ../../chapters/06_bedkd.ipynb #c06-089
-def retrain_without(train: TrainSet, indices: Sequence[int],
-                    train_on: Callable[[TrainSet], Model]) -> Model:
-    """Train anew without some samples: the simplest use of a scan.
-
-    Args:
-        train: The training set.
-        indices: Of the suspects.
-        train_on: Trains a new model on a set.
-
-    Source: the usual answer to a detector, such as Chen et al. 2018.
-    """
-    drop = set(indices)
-    kept = [i for i in range(len(train)) if i not in drop]
-    return train_on(train.take(kept))

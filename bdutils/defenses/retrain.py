@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from .base import Context, Outcome
-from .bedkd import retrain_without
 from ..models.adopt import last_layer, layer_inputs
 from ..roles import TrainSet
 from ..training import Model, train
@@ -51,12 +50,9 @@ def retrained(context: Context, dropped: Sequence[int], seed: int) -> Outcome:
     report = {"dropped": tuple(sorted(dropped))}
     if not dropped:
         return Outcome(context.classifier, "no evidence", report=report)
-
-    def train_on(kept: TrainSet) -> Model:
-        training = replace(context.training, seed=seed)
-        model = context.new_model(training)
-        train(model, kept, training)
-        return model
-
-    return Outcome(retrain_without(context.train, dropped, train_on),
-                   report=report)
+    data, drop = context.train, set(dropped)
+    kept = data.take([i for i in range(len(data)) if i not in drop])
+    training = replace(context.training, seed=seed)
+    model = context.new_model(training)
+    train(model, kept, training)
+    return Outcome(model, report=report)

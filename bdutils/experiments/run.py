@@ -73,12 +73,13 @@ def make_record(study: str, run: Run, benchmark: Path | None = None,
         start = time.perf_counter()
         metrics = measure(attacked.classifier)
         seconds = {"training": attacked.report.seconds, "measuring": time.perf_counter() - start}
+    scaled = "BDUTILS_SCALE=full " if scale() == "full" else ""
     where = " --benchmark FOLDER" if benchmark else ""
     return results.record(
         study=study, name=run.name, method=run.attack or "clean", task=clean.task.name,
         scale=scale(), data=clean.task.fingerprint(), seed=run.seed, metrics=metrics,
         settings=_settings(run, attacked, target), seconds=seconds, **extra,
-        command=f"python -m bdutils.sweep {study} --only {run.name}{where}")
+        command=f"{scaled}python -m bdutils.sweep {study} --only {run.name}{where}")
 
 
 def _settings(run: Run, attacked: Victim, target: int) -> dict:

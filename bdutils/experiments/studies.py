@@ -114,6 +114,9 @@ STUDIES: dict[str, list[Run]] = {
                            "dup-batch-32", "dup-fast", "dup-forced", "dup-one-set",
                            "dup-all-unlearned")
                          for run in defended(name, "sentiment", ["badnets"], [0.2]))],
+    # What most people would do with the flags.
+    "dup-retraining": [replace(run, defense="dup-retraining")
+                       for run in grid("sentiment", FOUR, [0.2], [0, 1, 2])],
     "dup-topic": defended("dup", "topic", ["badnets"], [0.2]),
     "dup-sst2": defended("dup", "sst2", FOUR, [0.2]),
     "dup-ag-news": defended("dup", "ag_news", FOUR, [0.2]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +14,12 @@ import torch
 from ..defenses.abl import ABL
 from ..defenses.ac import ActivationClustering
 from ..defenses.base import Context, EpochLog, Outcome, ignore
-from ..defenses.bedkd import AUTHORS, BeDKD, find_suspects, retrain_without
+from ..defenses.bedkd import AUTHORS, BeDKD, find_suspects
 from ..defenses.clp import CLP
 from ..defenses.cube import CUBE
 from ..defenses.detector import evidence_by_class
 from ..defenses.dup import AUTHORS as DUP_AUTHORS
-from ..defenses.dup import DUP
+from ..defenses.dup import DUP, search, suspects_of
 from ..defenses.fineprune import FinePruning
 from ..defenses.finetune import FineTuning, FineTuningSweep, TuneConfig
 from ..defenses.ft_sam import FTSAM
@@ -28,12 +28,12 @@ from ..defenses.mapping import gap
 from ..defenses.nad import NAD
 from ..defenses.ntml import NTML, centered, without
 from ..defenses.onion import ONION
+from ..defenses.retrain import retrained
 from ..defenses.spectral import SpectralSignatures
 from ..defenses.strip import STRIP
 from ..evaluation import Victim
 from ..metrics import Rate, auroc, tpr_fpr, wilson
-from ..roles import TrainSet
-from ..training import Model, train, untrained
+from ..training import Model
 
 
 def changed(config: Any, **changes: Any) -> Any:
@@ -77,6 +77,7 @@ VARIANTS: dict[str, Any] = {  # a registered class each
     "bedkd-images": BeDKD(lr=3e-4, punish_lr=3e-4),
     "dup": DUP(),
     "dup-forced": DUP(alpha=math.inf),
+    "dup-retraining": DUP(),
     "dup-authors": DUP_AUTHORS,
     "lora": changed(_FREE, unlearning__weight=0.0),
     "dup-unstopped": _FREE,
@@ -170,7 +171,8 @@ def defend(name: str, attacked: Victim, seed: int, measure: Callable[..., dict],
                           _callback(attacked, defense, quick_eval, curve))
     if name.startswith("anew"):  # the same steps from a network that has learned nothing
         context = replace(context, classifier=context.new_model(context.training))
-    outcome = _retrain(context, defense) if name == "retraining" else defense(context)
+    outcome = (_without_flagged(context, defense) if name == "dup-retraining" else
+               _retrain(context, defense) if name == "retraining" else defense(context))
     if keep:
         keep(outcome, attacked)
     about, history = _judge(defense, outcome, attacked, measure)
@@ -279,20 +281,29 @@ def _without_nan(value: Any) -> Any:
 
 def _retrain(context: Context, defense: BeDKD) -> Outcome:
     """Train anew without the suspects of BeDKD's scan, as many as there are."""
-    start = time.perf_counter()
     context.require("retraining", train=True, training=True)
+    start = time.perf_counter()
     module, suspects = find_suspects(context, defense)
+    return _trained_anew(context, suspects.indices, start,
+                         {"module": module, "suspects": suspects})
+
+
+def _without_flagged(context: Context, defense: DUP) -> Outcome:
+    """Train anew without the samples that DUP suspects; without suspects change nothing."""
+    context.require("retraining", train=True, training=True)
+    start = time.perf_counter()
+    detector, flags, evidence = search(context, (), defense)
+    suspects = suspects_of(flags, evidence, defense)
+    return _trained_anew(context, [i for label in suspects for i in label.indices], start,
+                         {"detector": detector, "flags": flags, "suspects": suspects})
+
+
+def _trained_anew(context: Context, dropped: Sequence[int], start: float, report: dict) -> Outcome:
+    """Train anew without what a search that began at `start` has found."""
     searched = time.perf_counter()
-
-    def train_on(kept: TrainSet) -> Model:
-        model = untrained(kept, context.training)
-        train(model, kept, context.training)
-        return model
-
-    model = retrain_without(context.train, suspects.indices, train_on)
-    return Outcome(model, seconds={"search": searched - start,
-                                   "purify": time.perf_counter() - searched},
-                   report={"module": module, "suspects": suspects})
+    outcome = retrained(context, dropped, context.training.seed)
+    return replace(outcome, report=report | dict(outcome.report),
+                   seconds={"search": searched - start, "purify": time.perf_counter() - searched})
 
 
 def _scan(outcome: Outcome, attacked: Victim, defense: BeDKD) -> tuple[dict, list[dict]]:

@@ -120,7 +120,7 @@ def files() -> list[Path]:
                 "chapters/**/*.ipynb", "chapters/**/*.md", "README.md", "CONTRIBUTING.md")
     return sorted(p for pattern in patterns for p in ROOT.glob(pattern)
                   if ".ipynb_checkpoints" not in p.parts and p != Path(__file__).resolve()
-                  and "bdutils/_data" not in str(p) and p.name != "migrate_records.py")
+                  and "bdutils/_data" not in str(p))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import ast
 
-SECRETS = {"test", "TestSet", "Task", "Victim", "Truth", "truth", "poisoned", "trigger",
+SECRETS = {"test", "TestSet", "Task", "Victim", "PoisonRecord", "record", "poisoned", "trigger",
            "target_label", "triggered", "asr"}
 
 

@@ -121,6 +121,7 @@ def run_all(path: Path, cells: int | None = None) -> tuple[list[str], dict]:
 
 def main(names: list[str]) -> None:
     """Run chapters and say which of them would work."""
+    chapters = book.chosen(names)
     listed = pip("list", "--format=freeze")
     chosen = re.findall(r"^([\w-]+)", (FOLDER / "colab.txt").read_text(), re.MULTILINE)
     print(f"Python {platform.python_version()},",
@@ -128,9 +129,7 @@ def main(names: list[str]) -> None:
     wanted = json.loads(pip("install", "--dry-run", "--quiet", "--report", "-",
                             *PROJECT["dependencies"]))["install"]
     failed = [f"floors: {each['metadata']['name']} would be installed" for each in wanted]
-    for path in sorted((ROOT / "chapters").glob("*.ipynb")):
-        if names and not any(name in path.name for name in names):
-            continue
+    for path in chapters:
         try:
             wrong, cost = run_all(path)
             print(f"{path.stem}: {cost['wall_seconds']:.0f} s, {cost['cpu_seconds']:.0f} s of "
