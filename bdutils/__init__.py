@@ -10,8 +10,11 @@ __version__ = "0.1.0"
 SCALES = ("small", "full")
 
 
-def scale() -> str:
+def scale(value: str | None = None) -> str:
     """Return the scale in force, the environment variable BDUTILS_SCALE.
+
+    Args:
+        value: Another one to take instead.
 
     Returns:
         `small` (CPU, minutes), also if it is not set, or `full` (hub, GPU).
@@ -19,7 +22,7 @@ def scale() -> str:
     Raises:
         ValueError: For any other value.
     """
-    return _known(os.environ.get("BDUTILS_SCALE", "small"))
+    return _known(value or os.environ.get("BDUTILS_SCALE", "small"))
 
 
 def use_scale(value: str) -> None:

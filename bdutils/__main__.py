@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from .assets import AssetError
 from .samples import DataError
 
 NOTHING, WRONG, FOUND, STOPPED = 0, 2, 3, 130
@@ -64,22 +65,23 @@ def run(given: argparse.Namespace) -> int:
     from . import audit
     from .data.image import image_paths
 
-    report = given.out / "report" if given.repair else given.out
-    audit.require_ours(given.out)
+    out = given.out.expanduser()
+    audit.require_ours(out, for_model=given.repair)
     context = audit.read_context(given.model, given.train, given.clean, given.text, given.label,
                                  given.names, given.epochs, given.base)
     found = audit.audit(context, quiet=False)
     print(found.verdict)
     if given.repair:
         model, about = audit.repair(context)
-        audit.write_model(model, about, given.out, given.model)
+        audit.write_model(model, about, out, given.model)
         said = REPAIRS[about["verdict"]].format(
             n=about["before"].n, before=f"{about['before'].value:.1%}",
             after=f"{about['after'].value:.1%}")
-        print(f"{about['verdict']}: {said}. The model is in {given.out}")
-    train = Path(given.train)
+        print(f"{about['verdict']}: {said}. The model is in {out}")
+    train = Path(given.train).expanduser()
     files = image_paths(train) if train.is_dir() else ()
-    page = audit.write_report(found, context, report, given.model, files)
+    page = audit.write_report(found, context, out / "report" if given.repair else out,
+                              given.model, files)
     print(f"The report is {page}")
     return FOUND if found.suspects else NOTHING
 
@@ -99,10 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(given)
     except DataError as error:
         print(f"{error.reason}: {OPTIONS.get(error.option, error.remedy)}", file=sys.stderr)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, AssetError, FloatingPointError) as error:
         print(error, file=sys.stderr)
     except KeyboardInterrupt:
-        print("stopped: nothing was written", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         return STOPPED
     return WRONG
 

@@ -59,7 +59,7 @@ class Victim:
             callback: See `Context`.
         """
         return Context(self.classifier,
-                       self.task.clean.stratified(clean) if clean else self.task.clean,
+                       self.task.clean if clean is None else self.task.clean.stratified(clean),
                        self.train if train else None,  # type: ignore[arg-type]
                        self.training, callback)
 

@@ -37,4 +37,4 @@ class BigramModel:
             0.5 * self.pairs[a, b] / max(1, self.words[a])
             + 0.5 * (self.words[b] + 1) / (total + len(self.words) + 1))
             for a, b in zip(tokens, tokens[1:])]
-        return math.exp(-sum(logs) / len(logs))
+        return math.exp(-sum(logs) / max(1, len(logs)))

@@ -49,14 +49,14 @@ def stratified_subset(indices: Sequence[int], labels: Sequence[int | None], size
     Args:
         indices: Into `labels`.
         labels: Class numbers.
-        size: How many.
+        size: How many, all if there are fewer.
         classes: K.
 
     Returns:
         The chosen ones, in the order of `indices`.
     """
     queues = [[i for i in indices if labels[i] == k] for k in range(classes)]
-    share = 0
+    size, share = min(size, sum(map(len, queues))), 0
     while sum(min(share, len(queue)) for queue in queues) < size:
         share += 1
     # Round by round, so that what is cut off at the end is cut off the last round.

@@ -41,8 +41,11 @@ class _ByScale:
         Args:
             scale: `small` or `full`, that in force if None.
             **changes: Fields to set.
+
+        Raises:
+            ValueError: For any other scale.
         """
-        full = (scale or current_scale()) == "full"
+        full = current_scale(scale) == "full"
         return cls(**{**(cls.FULL if full else {}), **changes})
 
 
@@ -235,8 +238,8 @@ def train(classifier: Model, examples: Examples, config: Training, *,
     scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
     group, start = process_group(), time.perf_counter()
     rank, size = group.process_index, group.num_processes
-    state = Checkpoint(checkpoint if size == 1 else None, f"{len(encoded)} {config}", model,
-                       optimizer, schedule, scaler, rng)
+    state = Checkpoint(checkpoint if size == 1 else None, f"{examples.fingerprint()} {config}",
+                       model, optimizer, schedule, scaler, rng)
     compute = group.prepare(Objective(model, lambda inputs, batch: loss(model(**inputs), batch)))
     bar = tqdm(total=steps, desc="training", leave=False,
                disable=bool(os.environ.get("BDUTILS_QUIET")) or rank > 0)

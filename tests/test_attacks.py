@@ -1,5 +1,6 @@
 """Triggers and poisoning: stored examples, bookkeeping, and what a reader gets wrong."""
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -97,7 +98,7 @@ def samples(n=40, classes=2):
                     tuple(i % classes for i in range(n)), tuple(map(str, range(classes))))
 
 
-@given(st.floats(0, 0.5), st.integers(0, 9))
+@given(st.floats(1 / 40, 0.5), st.integers(0, 9))
 def test_bookkeeping_of_poison(rate, seed):
     train = samples()
     bad, record = poison_dataset(train, BadNets(), PoisonConfig(poison_rate=rate, seed=seed))
@@ -139,7 +140,9 @@ class Nothing(TextTrigger):
 @pytest.mark.parametrize("call, message", [
     (lambda: poison_dataset(samples(), BadNets(), PoisonConfig(1.5)), "poison_rate 1.5"),
     (lambda: poison_dataset(samples(), BadNets(), PoisonConfig(-0.1)), "poison_rate -0.1"),
-    (lambda: poison_dataset(samples(), BadNets(), PoisonConfig(0.9)), "lower it"),
+    (lambda: poison_dataset(samples(), BadNets(), PoisonConfig(1e-4)), "poison_rate 0.0001"),
+    (lambda: poison_dataset(samples(), BadNets(), PoisonConfig(math.nan)), "poison_rate nan"),
+    (lambda: poison_dataset(samples(), BadNets(), PoisonConfig(0.9)), "from 1 to 20 of 40"),
     (lambda: poison_dataset(samples(), BadNets(), PoisonConfig(target_label=2)),
      "target_label 2 is outside 0 to 1"),
     (lambda: poison_dataset(samples(), BadNets(), PoisonConfig(label_mode="dirt")),

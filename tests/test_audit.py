@@ -353,7 +353,7 @@ def test_what_was_there_stays_until_the_new_report_is_complete(given, monkeypatc
 
     monkeypatch.setattr(audit, "_record", stopped)  # the last that is written
     assert given() == command.STOPPED
-    assert capsys.readouterr().err.endswith("stopped: nothing was written\n")
+    assert capsys.readouterr().err.endswith("stopped\n")
     assert (given.folder / "out/index.html").read_bytes() == before
     assert not list(given.folder.glob(".out*"))
 
@@ -370,12 +370,50 @@ def test_a_repair_that_is_stopped_keeps_the_report_before(given, monkeypatch):
     assert (given.folder / "out/report/index.html").read_bytes() == before
 
 
-def test_files_of_others_are_not_replaced(given, capsys):
-    (given.folder / "out").mkdir()
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("more", [(), ("--repair",)])
+def test_files_of_others_are_not_replaced(given, capsys, beside, more):
+    if beside:  # a report
+        given()
+    (given.folder / "out").mkdir(exist_ok=True)
     (given.folder / "out/thesis.tex").write_text("all of it")
-    assert given() == command.WRONG
-    assert "holds files that are not of an audit" in capsys.readouterr().err
+    assert given(*more) == command.WRONG
+    assert "holds thesis.tex, which is not of an audit" in capsys.readouterr().err
     assert (given.folder / "out/thesis.tex").read_text() == "all of it"
+
+
+def test_a_report_does_not_replace_a_repaired_model(given, capsys):
+    given("--repair")
+    assert given() == command.WRONG and "holds a repaired model" in capsys.readouterr().err
+    assert (given.folder / "out/model.safetensors").is_file()
+    assert given("--repair") in (command.NOTHING, command.FOUND)
+
+
+def test_a_folder_of_the_home_is_looked_at_before_it_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/thesis.tex").write_text("all of it")
+    for write in (lambda: audit.write_report(None, None, "~/precious"),
+                  lambda: audit.write_model(None, {}, "~/precious")):
+        with pytest.raises(FileExistsError, match="thesis.tex"):
+            write()
+    assert (tmp_path / "precious/thesis.tex").read_text() == "all of it"
+
+
+def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/index.html").write_text("before")
+    rename = Path.rename
+
+    def failing(path, target):
+        if path.name == "made":
+            raise OSError("no room")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="no room"), audit._whole(tmp_path / "out") as made:
+        (made / "index.html").write_text("after")
+    assert (tmp_path / "out/index.html").read_text() == "before"
 
 
 def adapted(folder, head=True, **changes):

@@ -146,3 +146,9 @@ def test_a_defender_cannot_reach_the_secrets(toy_task, tiny):
     data = [given.clean, given.train]
     assert {type(x) for x in everything_in(data)} == {CleanSet, TrainSet, list, tuple, str, int}
     assert not hasattr(given.train, "poisoned")
+
+
+@pytest.mark.parametrize("source", ["sentiment", "topic8", "reviews.csv"])
+def test_a_folder_that_would_not_be_read_is_rejected(source, tmp_path):
+    with pytest.raises(ValueError, match="leave out folder"):
+        load_task(source, folder=tmp_path, scale="small")

@@ -890,7 +890,8 @@ def test_the_variants_differ_from_the_defense_in_what_they_are_called_after():
     free = changed(DUP(), epochs=4, min_steps=0, stop=False, eval_every=12, match=False)
     assert found.pop("dup-causal").detector.pooling == "last"  # its first token sees no other
     assert found == {
-        "dup": DUP(), "dup-retraining": DUP(), "dup-forced": DUP(alpha=math.inf), "dup-authors": AUTHORS,
+        "dup": DUP(), "dup-retraining": DUP(), "dup-forced": DUP(alpha=math.inf),
+        "dup-authors": AUTHORS,
         "dup-unstopped": free,
         "lora": replace(free, unlearning=replace(free.unlearning, weight=0.0)),
         "dup-no-unlikelihood": changed(free, unlikelihood=False),

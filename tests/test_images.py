@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from bdutils import assets, evaluation
 from bdutils.assets import AssetError
@@ -696,3 +697,33 @@ class Bare:
 def test_a_readers_own_trigger_is_checked(trigger, message, task):
     with pytest.raises(ValueError, match=message):
         trigger_for(trigger, task.train).poison(task.train, PoisonConfig(1.0, 0, "mixed"))
+
+
+class Viewer(nn.Module):
+    """A reader's own network, with attention and, if asked for, free weights."""
+
+    def __init__(self, free):
+        super().__init__()
+        self.config = SimpleNamespace(num_labels=2, channels=1)
+        self.attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 2)
+        if free:
+            self.place = nn.Parameter(torch.ones(8))
+
+
+def test_nothing_of_a_suspected_network_is_in_a_new_one():
+    given = ImageClassifier(Viewer(free=False))
+    before = {name: value.clone() for name, value in given.model.state_dict().items()}
+    new = given.anew(0).model.state_dict()
+    # Biases and norms start at fixed values.
+    assert not any(torch.equal(before[name], new[name]) for name in new if new[name].dim() > 1)
+    assert all(torch.equal(before[name], value)
+               for name, value in given.model.state_dict().items())
+    with pytest.raises(ValueError, match="weights place cannot be drawn anew"):
+        ImageClassifier(Viewer(free=True)).anew(0)
+
+
+def test_a_network_of_ones_own_is_not_half_saved(tmp_path):
+    with pytest.raises(ValueError, match="only the book's networks"):
+        ImageClassifier(Viewer(free=False)).save(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -31,6 +31,8 @@ def numbers(value: object) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from numbers(item)
+    elif value == "inf":  # JSON has no number for it
+        yield value
     elif not isinstance(value, str):
         yield repr(value)
 

@@ -14,7 +14,7 @@ from bdutils import training
 from bdutils.defenses.bedkd import BeDKD
 from bdutils.experiments import variants as runs
 from bdutils.models.text import Classifier
-from bdutils.roles import Images, TrainSet
+from bdutils.roles import Images, TrainSet, stratified_subset
 from bdutils.training import TrainConfig, bucketed_batches, train
 
 FAST = TrainConfig(epochs=25, lr=5e-3, batch_size=4, max_length=24)
@@ -204,7 +204,8 @@ def test_retraining_starts_from_a_new_model(tiny_encoder, tiny_folder, toy_task,
     made = victims.victim(toy_task, "badnets", training=FAST, poison_rate=0.4)
     monkeypatch.setattr("bdutils.models.text.encoder_source", lambda name=None: str(tiny_folder))
     seen = []
-    monkeypatch.setattr(runs, "train", lambda *given: seen.append(given))
+    monkeypatch.setattr("bdutils.defenses.retrain.train",
+                        lambda *given: seen.append(given))
     found = SimpleNamespace(indices=(0, 3))
     monkeypatch.setattr(runs, "find_suspects", lambda *given: (None, found))
     new = runs._retrain(made.context(), BeDKD()).model
@@ -228,3 +229,20 @@ def test_a_training_of_the_other_kind_is_told(toy_task):
     pixels = Images(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
     with pytest.raises(ValueError, match="TrainConfig is no training for images"):
         training.untrained(TrainSet(pixels, (0, 1), ("a", "b")), FAST)
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, training.ImageTrainConfig])
+def test_a_scale_that_there_is_not_is_told(kind):
+    with pytest.raises(ValueError, match="unknown scale 'Full'"):
+        kind.at("Full")
+
+
+def test_no_clean_samples_are_not_all_of_them(tiny, toy_task):
+    attacked = victims.Victim(tiny, toy_task, toy_task.train, None, TrainConfig(), None)
+    assert len(attacked.context().clean) == len(toy_task.clean)
+    with pytest.raises(ValueError):
+        attacked.context(clean=0)
+
+
+def test_all_samples_are_taken_where_there_are_fewer_than_asked_for():
+    assert stratified_subset([3, 0, 2], [0, 1, 1, 0], 9, 2) == [3, 0, 2]

@@ -214,12 +214,12 @@ def poison_dataset(train: TrainSet, trigger: Trigger, config: PoisonConfig
 
     Source: Gu et al. 2017; Cui et al. 2022.
     """
-    allowed = candidates(train, config)
-    count = round(config.poison_rate * len(train))
-    if not 0 <= config.poison_rate <= 1 or count > len(allowed):
-        raise ValueError(f"poison_rate {config.poison_rate} asks for "
-                         f"{count} samples; {len(allowed)} of {len(train)} "
-                         "may be poisoned: lower it")
+    allowed, rate = candidates(train, config), config.poison_rate
+    count = round(rate * len(train)) if 0 <= rate <= 1 else len(train) + 1
+    if count > len(allowed) or rate and not count:
+        raise ValueError(f"poison_rate {rate} does not fit: from 1 to "
+                         f"{len(allowed)} of {len(train)} samples may be "
+                         "poisoned")
     chosen = random.Random(config.seed).sample(allowed, count)
     hit = set(chosen)
     record = PoisonRecord(tuple(i in hit for i in range(len(train))),

@@ -21,14 +21,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .. import scale
-from ..assets import entry
 from .base import (
     PoisonConfig, PoisonRecord, Trigger, named_errors, poison_dataset,
     require_change, seeded)
 from ..roles import Images, TrainSet
 from ..models.image import (
     ImageClassifier, floats, stored, write_weights)
-from ..distributed import pick_device
+from ..distributed import entry_together, pick_device
 from ..training import ImageTrainConfig, untrained
 from ..training import train as train_classifier
 
@@ -248,7 +247,8 @@ class LearnedTrigger(ImageTrigger):
             self.fit(nets, train, target_label)
             write_weights(nets, folder / "nets.safetensors")
 
-        folder = entry(f"triggers/{type(self).__name__}-{key}", build, about)
+        folder = entry_together(f"triggers/{type(self).__name__}-{key}",
+                                build, about)
         nets.load_state_dict(load_file(folder / "nets.safetensors"))
         return replace(self, nets=nets.eval().requires_grad_(False))
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-import torch
 from jinja2 import Environment, PackageLoader
 
 from .. import __version__
+from ..data.deal import sample_key
 from ..data.image import read_folder
 from ..data.labels import Raw
 from ..data.labels import classes as numbered
@@ -41,6 +41,7 @@ from .base import Audit, Finding
 __all__ = ["Audit", "Finding", "audit", "read_context", "repair", "require_ours", "write_model",
            "write_report"]
 MOST = 2000  # clean samples that are used
+CARD = "README.md"  # of a repaired model
 
 
 def _side(samples: Examples) -> ModuleType:
@@ -73,11 +74,12 @@ def read_context(model: str | Path | Model, train: str | Path, clean: str | Path
         ConnectionError: If a hub model cannot be loaded.
     """
     training = cast(Training, None)
+    train, clean = Path(train).expanduser(), Path(clean).expanduser()
     if isinstance(model, str | Path) and (Path(model).expanduser() / "network.json").is_file():
         model = ImageClassifier.load(model)
     if isinstance(model, ImageClassifier):
         usual = ImageTrainConfig.at(pad=model.pad, flip=model.flip)
-        training = replace(usual, epochs=epochs or usual.epochs)
+        training = replace(usual, epochs=usual.epochs if epochs is None else epochs)
         raws = _folders((train, clean), model.model.config.channels)
     else:
         raws = [(Path(path).name, read_table(Path(path), (text, label)).raw(text, label))
@@ -158,8 +160,8 @@ def _numbers(raw: Raw, names: tuple[str, ...], where: str) -> tuple[int, ...]:
 
 def _trusted(clean: Examples, train: Examples, where: str) -> CleanSet:
     """Return the clean samples that the model has not seen in training, enough of each class."""
-    seen = set(_keys(train))
-    new = [i for i, key in enumerate(_keys(clean)) if key not in seen]
+    seen = set(map(sample_key, train.inputs))
+    new = [i for i, sample in enumerate(clean.inputs) if sample_key(sample) not in seen]
     if not new:
         raise DataError(f"all samples of {where} are in the training set as well",
                         "give clean samples that the model was not trained on")
@@ -173,11 +175,6 @@ def _trusted(clean: Examples, train: Examples, where: str) -> CleanSet:
                             f"{name!r}", f"give {least} of each class at least; what more would "
                             "find is in the report")
     return kept if len(kept) <= MOST else kept.stratified(MOST)
-
-
-def _keys(samples: Examples) -> list[Any]:
-    """Return what is equal for equal samples."""
-    return [x.numpy().tobytes() if isinstance(x, torch.Tensor) else x for x in samples.inputs]
 
 
 def audit(context: Context, config: DUP | NTML | None = None, quiet: bool = True) -> Audit:
@@ -205,7 +202,7 @@ def audit(context: Context, config: DUP | NTML | None = None, quiet: bool = True
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
     """Give a folder to write to, which takes the place of another one when all is in it."""
-    folder = Path(folder).expanduser().absolute()
+    folder = folder.absolute()
     if folder.is_file():
         raise FileExistsError(f"{folder} is a file: name a folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -213,23 +210,44 @@ def _whole(folder: Path) -> Iterator[Path]:
         made = Path(work) / "made"
         made.mkdir()
         yield made
+        before = Path(work) / "before"
         if folder.exists():
-            folder.rename(Path(work) / "before")
-        made.rename(folder)
+            folder.rename(before)
+        try:
+            made.rename(folder)
+        except BaseException:
+            if before.exists():
+                before.rename(folder)
+            raise
 
 
-def require_ours(folder: Path) -> None:
+def require_ours(folder: Path, for_model: bool) -> None:
     """Reject a folder that holds something else, which would be lost.
 
     Args:
         folder: For a report or a repaired model.
+        for_model: Which of them.
 
     Raises:
-        FileExistsError: If it does.
+        FileExistsError: If it holds a file that no audit wrote, or a repaired model where a report
+            is to be.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "audit.json").is_file():
-        raise FileExistsError(f"{folder} holds files that are not of an audit: name another "
-                              "folder")
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    record = folder / "audit.json"
+    ours = set(json.loads(record.read_text("utf8")).get("files", ())) if record.is_file() else ()
+    if others := sorted(there.difference(ours)):
+        raise FileExistsError(f"{folder} holds {others[0]}, which is not of an audit: name "
+                              "another folder")
+    if CARD in there and not for_model:
+        raise FileExistsError(f"{folder} holds a repaired model: name another folder for the "
+                              "report")
+
+
+def _sign(folder: Path, about: Mapping[str, Any], *later: str) -> None:
+    """Write down what was found, and which files are ours."""
+    files = sorted({"audit.json", *later, *(path.name for path in folder.iterdir())})
+    folder.joinpath("audit.json").write_text(json.dumps({**about, "files": files}, indent=1),
+                                             encoding="utf8")
 
 
 def write_report(found: Audit, context: Context, folder: str | Path, model: str = "",
@@ -249,22 +267,22 @@ def write_report(found: Audit, context: Context, folder: str | Path, model: str 
     Raises:
         FileExistsError: If the folder holds something else.
     """
-    require_ours(Path(folder))
+    folder = Path(folder).expanduser()
+    require_ours(folder, for_model=False)
     flagged = found.flagged(context.train)
     if files:
         flagged.insert(1, "file", [files[i] for i in flagged["sample"]])
     page = Environment(loader=PackageLoader("bdutils", "templates"), autoescape=True).get_template(
         found.template)
     use_style()
-    with _whole(Path(folder)) as made:
+    with _whole(folder) as made:
         made.joinpath("index.html").write_text(page.render(
             audit=found, context=context, model=model, version=__version__,
             flagged=flagged.head(200).to_dict("records"), count=len(flagged),
             **found.shown(context)), encoding="utf8")
         flagged.to_csv(made / "flagged.csv", index=False)
-        made.joinpath("audit.json").write_text(json.dumps(_record(found, context), indent=1),
-                                               encoding="utf8")
-    return Path(folder) / "index.html"
+        _sign(made, _record(found, context))
+    return folder / "index.html"
 
 
 def _record(found: Audit, context: Context) -> dict[str, Any]:
@@ -314,15 +332,15 @@ def write_model(model: Model, about: Mapping[str, Any], folder: str | Path,
     Raises:
         FileExistsError: If the folder holds something else.
     """
-    require_ours(Path(folder))
+    folder = Path(folder).expanduser()
+    require_ours(folder, for_model=True)
     card = Environment(loader=PackageLoader("bdutils", "templates")).get_template("card.md.j2")
-    with _whole(Path(folder)) as made:
+    with _whole(folder) as made:
         model.save(made)
-        if Path(folder, "report").is_dir():  # it stays until there is a new one
-            shutil.copytree(Path(folder, "report"), made / "report")
-        made.joinpath("README.md").write_text(
+        if folder.joinpath("report").is_dir():  # it stays until there is a new one
+            shutil.copytree(folder / "report", made / "report")
+        made.joinpath(CARD).write_text(
             card.render(about=about, source=source, version=__version__), encoding="utf8")
-        made.joinpath("audit.json").write_text(json.dumps(
-            {key: asdict(value) if isinstance(value, Rate) else value
-             for key, value in about.items()}, indent=1), encoding="utf8")
-    return Path(folder)
+        _sign(made, {key: asdict(value) if isinstance(value, Rate) else value
+                     for key, value in about.items()}, "report")
+    return folder

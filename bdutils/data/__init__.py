@@ -92,13 +92,15 @@ def load_task(source: str | os.PathLike = "sentiment", *, scale: str | None = No
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"load_task takes a name or a path, not a {type(source).__name__}: for "
                         "texts and labels that you have in Python use make_task(texts, labels)")
-    chosen, config = _scale(scale), _config(reading)
+    chosen, config = current_scale(scale), _config(reading)
     name = {"small": SMALL, "full": FULL}[chosen].get(str(source), str(source))
     check_sizes(sizes or {})
     if reading and name in ("snippets", *NEWSGROUPS, *TEXTS, *IMAGES):
         raise DataError(f"{name} is known to the book and is read in one way",
                         f"leave out {', '.join(sorted(reading))}")
     place = _path(folder) if folder else None
+    if folder and (name in ("snippets", *NEWSGROUPS) or suffix_of(Path(name)) in KNOWN):
+        raise DataError(f"{name} is not taken from a folder", "leave out folder=...")
     if name in IMAGES:
         return load_images(name, {**IMAGE_SIZES[chosen], **(sizes or {})}, seed, place)
     if known := known_texts(name, place):
@@ -146,14 +148,7 @@ def make_task(samples: Any, labels: Any, *, split: Any = None,
     found, notes = as_images(samples, config.size) or (list(samples), ())
     raw = Raw(found, list(labels), None if split is None else list(split),
               None if names is None else tuple(map(str, names)), notes=notes)
-    return make(raw, name, _sizes(raw, _scale(None), sizes), seed, f"made here: {name}", config)
-
-
-def _scale(scale: str | None) -> str:
-    chosen = scale or current_scale()
-    if chosen not in SIZES:
-        raise ValueError(f"unknown scale {chosen!r}: use one of {sorted(SIZES)}")
-    return chosen
+    return make(raw, name, _sizes(raw, current_scale(), sizes), seed, f"made here: {name}", config)
 
 
 def _sizes(raw: Raw, scale: str, sizes: Mapping[str, int | None] | None

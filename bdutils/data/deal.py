@@ -114,7 +114,7 @@ def make_published(settled: Settled, name: str, sizes: Sizes, seed: int, origin:
     Raises:
         DataError: For too few images.
     """
-    digests = [digest(image) for image in settled.inputs]
+    digests = [sample_key(image) for image in settled.inputs]
     rng = random.Random(seed)
     used: set[bytes] = set()
     roles: Found = {}
@@ -139,9 +139,11 @@ def make_published(settled: Settled, name: str, sizes: Sizes, seed: int, origin:
     return _task(name, origin, settled, roles, dropped)
 
 
-def digest(image: Tensor) -> bytes:
-    """Return what two images share if they are the same."""
-    return hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
+def sample_key(sample: str | Tensor) -> bytes:
+    """Return what two samples share if they are the same, a text's case and spaces aside."""
+    if isinstance(sample, str):
+        return " ".join(sample.lower().split()).encode()
+    return hashlib.blake2b(sample.numpy().tobytes(), digest_size=16).digest()
 
 
 def _settled(raw: Raw, where: str, rules: Rules) -> Settled:
@@ -218,10 +220,7 @@ def _first_copies(settled: Settled, order: list[int]) -> tuple[list[int], Found]
     first: dict[object, int] = {}
     dropped: Found = {"repeated": [], "repeated, with another label": []}
     for i in order:
-        sample = settled.inputs[i]
-        # Texts are the same whatever their case and spaces.
-        key = " ".join(sample.lower().split()) if isinstance(sample, str) else digest(sample)
-        kept = first.setdefault(key, i)
+        kept = first.setdefault(sample_key(settled.inputs[i]), i)
         if kept != i:
             same = settled.labels[kept] == settled.labels[i]
             dropped["repeated" if same else "repeated, with another label"].append(i)

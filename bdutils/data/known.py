@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from ..assets import AssetError, CacheError, asset, cache_dir, entry, sha256_of
 from ..roles import Images, Task
 from ..samples import DataError
-from .deal import Settled, digest, make_published
+from .deal import Settled, make_published, sample_key
 from .hub import HubError, of_cell, read_hub
 from .image import stacked
 from .labels import Raw, classes
@@ -171,7 +171,7 @@ def _fashion() -> Raw:
 
 def _of_all(raw: Raw, part: str) -> str:
     """Return a checksum of a part's labeled images, in any order."""
-    each = sorted(digest(image) + int(str(label)).to_bytes() for image, label, split in zip(
+    each = sorted(sample_key(image) + int(str(label)).to_bytes() for image, label, split in zip(
         raw.inputs, raw.labels, raw.splits or (), strict=True) if split == part)
     return hashlib.sha256(b"".join(each)).hexdigest()
 

@@ -33,6 +33,8 @@ def halves(features: Tensor, dims: int, seed: int) -> tuple[Tensor, float]:
     axes = min(dims, *features.shape)
     reduced = PCA(axes, random_state=seed).fit_transform(features.numpy())
     clusters = KMeans(2, n_init=10, random_state=seed).fit_predict(reduced)
+    if len(set(clusters)) < 2:  # all samples are in one place
+        return torch.zeros(len(features), dtype=torch.bool), 0.0
     ones = torch.tensor(clusters) == 1
     apart = silhouette_score(reduced, clusters, random_state=seed,
                              sample_size=min(len(clusters), 2000))

@@ -385,8 +385,13 @@ class BeDKD:
 
     def __post_init__(self) -> None:
         """Reject what cannot run."""
-        check_range(self, min(self.lr, self.temperature) > 0 and min(
-            self.batch_size, self.cycles, self.settle) >= 1)
+        check_range(self, min(
+            self.lr, self.temperature, *self.shares[:2]) > 0 and min(
+            self.batch_size, self.cycles, self.settle,
+            self.punish_samples) >= 1 and min(
+            self.trust_steps, self.punish_steps, self.punish_lr,
+            self.margin, self.max_loss) >= 0 and self.punish in (
+            "flagged", "random", "none"))
 
     def __call__(self, context: Context) -> Outcome:
         """Return the purified model, or a copy of the suspected one."""

@@ -106,9 +106,14 @@ def costs(classifier: Predictor, held: CleanSet,
 
     Returns:
         Fall in accuracy by threshold.
+
+    Raises:
+        ValueError: If no text has two words.
     """
     falls = [word_falls(text, perplexity) for text in held.inputs]
     every = torch.tensor([*chain.from_iterable(falls)], dtype=torch.float64)
+    if not len(every):
+        raise ValueError("ONION needs texts of two words or more")
     tried = {t: [cleaned(*pair, t) for pair in zip(held.inputs, falls)]
              for t in (every.quantile(q).item() for q in quantiles)}
     # Many texts stay as they are; each different one is classified once.

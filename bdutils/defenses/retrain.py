@@ -12,8 +12,7 @@ from torch import Tensor
 
 from .base import Context, Outcome
 from ..models.adopt import last_layer, layer_inputs
-from ..roles import TrainSet
-from ..training import Model, train
+from ..training import train
 
 # %% ../../chapters/10_baselines.ipynb #c10-070b
 def classes_of(context: Context, least: int = 2

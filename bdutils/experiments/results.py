@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import math
 import os
 import platform
 import tempfile
@@ -113,6 +114,7 @@ def record(*, metrics: dict[str, Rate | float], seconds: dict[str, float],
     Raises:
         jsonschema.ValidationError: If it does not.
     """
+    fields["settings"] = _finite(fields["settings"])
     made = {
         **fields, "reported": reported, "hardware": hardware(),
         "metrics": {name: vars(m) if isinstance(m, Rate) else m for name, m in metrics.items()},
@@ -124,6 +126,15 @@ def record(*, metrics: dict[str, Rate | float], seconds: dict[str, float],
     }
     _VALIDATOR.validate(made)
     return made
+
+
+def _finite(value: Any) -> Any:
+    """Write numbers that JSON lacks as texts, such as an `alpha` of "inf"."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def place(study: str, name: str, folder: Path | None = None) -> Path:
@@ -190,7 +201,7 @@ def save(made: dict, folder: Path | None = None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         with os.fdopen(handle, "w", encoding="utf8") as file:
-            json.dump(made, file, indent=1)
+            json.dump(made, file, indent=1, allow_nan=False)
             file.write("\n")
             file.flush()
             os.fsync(handle)  # else a power cut could leave an empty file under the right name

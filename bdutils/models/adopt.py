@@ -285,16 +285,18 @@ def layer_inputs(classifier: Any, layer: nn.Linear, inputs: Sequence) -> Tensor:
         (n, d) on the layer's device.
     """
     given: list[tuple[Tensor, Tensor]] = []
-    hook = layer.register_forward_hook(
-        lambda _, arguments, answers: given.append((arguments[0], answers)))
     found = torch.empty(len(inputs), layer.in_features, device=layer.weight.device)
     classifier.model.eval()
-    for indices, batch in classifier.batches(classifier.encode(inputs), 256):
-        logits = classifier.model(**batch).logits
-        features, answers = given.pop()
-        if features.dim() == 3:  # (b, T, d)
-            at = (answers - logits[:, None]).abs().sum(2).argmin(1)
-            features = features[torch.arange(len(at)), at]
-        found[indices] = features
-    hook.remove()
+    hook = layer.register_forward_hook(
+        lambda _, arguments, answers: given.append((arguments[0], answers)))
+    try:
+        for indices, batch in classifier.batches(classifier.encode(inputs), 256):
+            logits = classifier.model(**batch).logits
+            features, answers = given.pop()
+            if features.dim() == 3:  # (b, T, d)
+                at = (answers - logits[:, None]).abs().sum(2).argmin(1)
+                features = features[torch.arange(len(at)), at]
+            found[indices] = features
+    finally:
+        hook.remove()
     return found

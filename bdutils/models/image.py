@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -136,6 +137,10 @@ class ImageClassifier(BaseClassifier):
 
         Args:
             seed: Of the weights.
+
+        Raises:
+            ValueError: If a part of a reader's own network cannot draw its weights anew; such
+                weights would be the suspected ones.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -144,13 +149,30 @@ class ImageClassifier(BaseClassifier):
                 model = PreActResNet(self.model.config)
             else:  # a reader's own
                 model = copy.deepcopy(self.model)
+                with torch.no_grad():
+                    for weights in model.parameters():
+                        weights.fill_(math.nan)
                 for part in model.modules():
-                    if callable(reset := getattr(part, "reset_parameters", None)):
-                        reset()
+                    # Attention has the second one.
+                    for method in ("reset_parameters", "_reset_parameters"):
+                        if callable(reset := getattr(part, method, None)):
+                            reset()
+                            break
+                if kept := [name for name, weights in model.named_parameters()
+                            if weights.isnan().any()]:
+                    raise ValueError(f"the weights {kept[0]} cannot be drawn anew: give the part "
+                                     "of the network that holds them a method reset_parameters")
         return replace(self, model=_placed(model))
 
     def save(self, folder: str | Path) -> None:
-        """Write weights (safetensors) and shape."""
+        """Write weights (safetensors) and shape.
+
+        Raises:
+            ValueError: For a network that is not the book's.
+        """
+        if not isinstance(self.model, PreActResNet):
+            raise ValueError("only the book's networks are saved like this: keep yours with "
+                             "safetensors.torch.save_model")
         write_weights(self.model, Path(folder) / "model.safetensors")
         about = {"network": asdict(self.model.config), "pad": self.pad, "flip": self.flip}
         (Path(folder) / "network.json").write_text(json.dumps(about), encoding="utf8")
