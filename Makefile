@@ -66,8 +66,6 @@ pdf: $(STAMP)  ## make the book as a PDF; needs LaTeX, see CONTRIBUTING.md
 	$(MAKE) -C _build/latex LATEXMKOPTS="-interaction=nonstopmode -halt-on-error -silent"
 	@echo "The book is ready: $(CURDIR)/_build/latex/book.pdf"
 
-# The pages come first, as some tests read them, and anew: a warning that an earlier build printed is
-# not repeated by a later one. What runs alone comes last, and finds the chapters' models trained.
 # No browser, no chapter, nothing that must run alone or takes more than seconds.
 check: $(STAMP)  ## the quick checks, in two minutes: style, imports, package, tests of seconds
 	$(call step,style and types,$(LINT) && $(WALLS) && $(TYPES))
@@ -75,6 +73,8 @@ check: $(STAMP)  ## the quick checks, in two minutes: style, imports, package, t
 	$(call step,model and data,$(PY) -m bdutils.assets)
 	$(call step,quick tests,$(PY) -m pytest tests -q -n 2 --dist loadfile -m "not alone and not slow" --ignore tests/test_browser.py)
 
+# The pages come first, as some tests read them, and anew: a warning that an earlier build printed is
+# not repeated by a later one. What runs alone comes last, and finds the chapters' models trained.
 test: $(STAMP) vendor  ## check everything: code, chapters, stored outputs, pages
 	$(call step,style and types,$(LINT) && $(WALLS) && $(TYPES))
 	$(call step,chapters and package in step,$(PY) -m tools.book check)

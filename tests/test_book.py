@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from statistics import median
@@ -20,6 +21,7 @@ from helpers.pages import contents
 from PIL import Image
 
 import bdutils
+from bdutils.experiments import results
 from tools import book
 from tools.sphinx import runs, terms
 
@@ -301,6 +303,11 @@ def test_status_tables_say_what_the_records_say(tmp_path):
     studies = {line[0]: line for line in runs.study_lines()}
     assert "`throughput`" not in studies
     assert studies["`attacks`"][1:4] == ["15", "0, 1, 2", "small"]
+    nothing = {line[0]: line[1] for line in runs.study_lines(tmp_path)}
+    assert nothing["`attacks`"] == "none of 15"
+    shutil.copytree(results.FOLDER / "attacks", tmp_path / "attacks")
+    next((tmp_path / "attacks").glob("*.json")).unlink()
+    assert {line[0]: line[1] for line in runs.study_lines(tmp_path)}["`attacks`"] == "14 of 15"
 
 
 def test_config_has_no_misspelt_key():

@@ -88,6 +88,20 @@ def test_the_plan_of_the_guide_counts_what_it_sets():
         assert label in sheets and bool(tick) == bool(made[label].check), label
 
 
+def test_the_sheets_of_the_plan_are_the_plan():
+    wanted, found = course.planned(), []
+    assert len(wanted) == 21
+    for path in sorted(course.SHEETS.glob("*.yml")):
+        if made := course.sheet(path, wanted):
+            found += [cell["id"].removesuffix("-text") for cell in made["cells"]
+                      if cell["id"].endswith("-text")]
+    assert sorted(found) == sorted(wanted)
+    full = course.sheet(course.SHEETS / "10_baselines.yml")
+    headings = [cell["source"].split("\n")[0] for cell in full["cells"]
+                if cell["id"].endswith("-text")]
+    assert headings == sorted(headings) and len(headings) > 3
+
+
 def test_students_get_no_solution_and_no_hidden_test(folder):
     for name, tasks in TASKS.items():
         source, release = (cells_of(notebook(folder, kind, name))

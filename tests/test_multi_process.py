@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bdutils import assets, distributed, training
 from bdutils import evaluation as victims
+from bdutils.attacks.image import LabelConsistent
 from bdutils.distributed import pick_device, process_group, share
 from bdutils.models.image import ImageClassifier, write_weights
 from bdutils.models.text import Classifier
@@ -129,6 +130,8 @@ def program(encoder: str, folder: Path, *names: str) -> None:
         made = victims.victim(toy(), None, training=config("unequal"))
         note(f"victim {name}", made.classifier, made.report)
         found[f"trainings {name}"] = len(calls)
+    trigger = LabelConsistent(learning=sgd).prepare(images(), 0)
+    found["trigger"] = sum(float(w.double().abs().sum()) for w in trigger.nets.parameters())
     locked = []
     assets.entry("by one", lambda folder: locked.append(1))  # such as a download
     found |= {"rank": rank, "size": group.num_processes, "locked": len(locked),
@@ -260,6 +263,12 @@ def test_a_victim_is_trained_by_all_and_written_once(run, tiny_folder, cache, mo
     for name in ("made", "cached", "damaged"):
         assert gap(weights(folder, f"victim {name}"), alone.classifier.model.state_dict()) < 2e-6
     assert sum(f["locked"] for f in found) == 1  # what `entry` builds is built by one alone
+
+
+@pytest.mark.slow
+def test_a_trigger_that_trains_a_network_does_so_in_all_processes(run):
+    _, found, _ = run
+    assert found[0]["trigger"] == found[1]["trigger"] > 0
 
 
 @pytest.mark.slow

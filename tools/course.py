@@ -1,4 +1,4 @@
-"""Exercise sheets for a class, in the form of nbgrader: `python -m tools.course [FOLDER]`.
+"""Exercise sheets for a class, in the form of nbgrader: `python -m tools.course FOLDER`.
 
 An exercise's statement and solution stay in its chapter, and so do its stub and its check, if it
 has them. A file of `chapters/teaching/sheets` adds what a sheet needs beside them: points, and a
@@ -14,7 +14,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +40,8 @@ HEAD = """\
 # Exercises: {title}
 
 The exercises belong to [chapter {number}]({page}). Each has a cell for your answer; keep the names
-that stand in it, since the tests below it ask for them. All other cells are put back to what they
+that stand in it, since the tests below it ask for them. Where a task with code also asks a
+question, answer in a comment at the end of its cell. All other cells are put back to what they
 are now before your work is graded. Before you hand in, choose *Kernel > Restart Kernel and Run All
 Cells*: an answer that needs a deleted cell fails then, and not when it is graded."""
 MORE = "# More tests stand here when the sheet is graded."
@@ -176,14 +177,23 @@ def _home(label: str) -> str:
     raise SheetError(f"no chapter defines {label}")
 
 
-def sheet(path: Path) -> dict:
+def planned() -> set[str]:
+    """Return the labels of the exercises that the guide's six weeks set."""
+    plan = re.search(r"^## Six weeks\n.*?(?=^## )", GUIDE.read_text(encoding="utf8"),
+                     re.MULTILINE | re.DOTALL)[0]
+    homework = [line.split("|")[5] for line in plan.splitlines() if re.match(r"\| \d", line)]
+    return set(re.findall(r"\{numref\}`(ex-[\w-]+)`", "".join(homework)))
+
+
+def sheet(path: Path, only: Set[str] | None = None) -> dict | None:
     """Return the notebook of a sheet, with solutions and hidden tests.
 
     Args:
         path: Of the YAML file.
+        only: Labels of the exercises to take, None for all.
 
     Returns:
-        A notebook in nbformat's form; its cells have nbgrader's metadata.
+        A notebook in nbformat's form; its cells have nbgrader's metadata. None without exercises.
 
     Raises:
         SheetError: If file and chapter do not fit together.
@@ -202,11 +212,12 @@ def sheet(path: Path) -> dict:
     if setup:
         cells.append(_cell("setup-sheet", setup))
     exercises = {e.label: e for e in book.exercises(chapter)}
-    for task in tasks:
+    if unknown := [task.exercise for task in tasks if task.exercise not in exercises]:
+        raise SheetError(f"{path.name}, {unknown[0]}: no such exercise in {chapter.name}, which "
+                         f"has {sorted(exercises)}")
+    tasks = [task for task in tasks if only is None or task.exercise in only]
+    for task in sorted(tasks, key=lambda task: exercises[task.exercise].place):
         where = f"{path.name}, {task.exercise}"
-        if task.exercise not in exercises:
-            raise SheetError(f"{where}: no such exercise in {chapter.name}, which has "
-                             f"{sorted(exercises)}")
         if unknown := set(task.cells) - set(code):
             raise SheetError(f"{where}: no code cell {sorted(unknown)} in {chapter.name}")
         needed = [re.sub(r"^#\| \w.*\n", "", code[i], flags=re.M) for i in task.cells]
@@ -215,7 +226,8 @@ def sheet(path: Path) -> dict:
         cells += [_cell(f"{task.exercise}-text", heading, "markdown"),
                   *_cells(where, task, exercise, [*needed, task.setup])]
     about = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
-    return {"cells": cells, "metadata": about, "nbformat": 4, "nbformat_minor": 5}
+    made = {"cells": cells, "metadata": about, "nbformat": 4, "nbformat_minor": 5}
+    return made if tasks else None
 
 
 def _cells(where: str, task: Task, exercise: book.Exercise, setup: Sequence[str]) -> list[dict]:
@@ -286,12 +298,13 @@ def grader(folder: Path) -> NbGraderAPI:
     return NbGraderAPI(config=config)
 
 
-def build(folder: Path, sheets: Path = SHEETS) -> list[str]:
+def build(folder: Path, sheets: Path = SHEETS, only: Set[str] | None = None) -> list[str]:
     """Write all sheets into a course folder: `source` for teachers, `release` for students.
 
     Args:
         folder: Made if need be; submissions and grades in it stay.
         sheets: The YAML files.
+        only: As for `sheet`; other sheets are not made.
 
     Returns:
         The names of the assignments.
@@ -301,7 +314,8 @@ def build(folder: Path, sheets: Path = SHEETS) -> list[str]:
 
     Source: nbgrader's `generate_assignment`.
     """
-    made = {path.stem: sheet(path) for path in sorted(sheets.glob("*.yml"))}
+    made = {path.stem: notebook for path in sorted(sheets.glob("*.yml"))
+            if (notebook := sheet(path, only))}
     folder = folder.resolve()
     for name, notebook in made.items():
         target = folder / "source" / name / f"{name}.ipynb"
@@ -323,9 +337,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Build the course into the folder that is named, or into `_build/course`."""
     parser = argparse.ArgumentParser("python -m tools.course", description="Make exercise sheets.")
     parser.add_argument("folder", nargs="?", type=Path, default=book.ROOT / "_build" / "course")
-    folder = parser.parse_args(arguments).folder
-    names = build(folder)
-    print(f"{len(names)} sheets are in {folder}: hand out `release`, and read README.md there")
+    parser.add_argument("--six-weeks", action="store_true",
+                        help="only the exercises of the guide's plan of six weeks")
+    given = parser.parse_args(arguments)
+    names = build(given.folder, only=planned() if given.six_weeks else None)
+    print(f"{len(names)} sheets are in {given.folder}: hand out `release`, and read README.md "
+          "there")
 
 
 if __name__ == "__main__":

@@ -373,8 +373,7 @@ class BeDKD:
     aim: bool = True
     """After the rule `go_back`; ours [no]."""
     margin: float = 0.25
-    """Nats of excess that count as none, about the error of a median of 64
-    samples; ours."""
+    """Nats of excess that count as none; ours."""
     settle: int = 20
     """Cycles with an agreement under one half, >= 1, that end it in any case;
     ours."""

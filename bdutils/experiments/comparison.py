@@ -19,7 +19,8 @@ NAMES = {"ft": "fine-tuning", "fp": "fine-pruning", "nad": "NAD", "ft_sam": "FT-
          "abl": "ABL", "cube": "CUBE", "clp": "CLP", "ft_sweep": "fine-tuning (chosen rate)"}
 # Where a name alone does not say whose settings or code it is.
 WHOSE = {"bedkd": "BeDKD (ours)", "bedkd-authors": "BeDKD (authors')", "dup": "DUP (ours)",
-         "dup-authors": "DUP (authors' settings)", "ntml": "NT-ML (reconstruction)"}
+         "dup-authors": "DUP (authors' settings)", "dup-retraining": "DUP's flags, retrained",
+         "ntml": "NT-ML (reconstruction)"}
 ATTACKS = {"badnets": "BadNets", "addsent": "AddSent", "synbkd": "SynBkd", "stylebkd": "StyleBkd",
            "blended": "Blended", "sig": "SIG", "wanet": "WaNet", "input_aware": "Input-Aware",
            "label_consistent": "LC"}
@@ -32,7 +33,8 @@ NEEDS = {name: ANSWERS if key in _ANSWERS else
 # Three seeds of every cell, and what was run once.
 STUDIES = ("bedkd", "dup", "baselines-text", "ntml", "baselines", "filters", "bedkd-images",
            "low-rate", "bedkd-rates", "dup-rates", "ntml-rates")
-OLDER = ("baselines-train", "baselines-train-text")  # as well; the first page leaves them out
+# As well; the first page leaves them out.
+OLDER = ("baselines-train", "baselines-train-text", "dup-retraining")
 ONCE = ("bedkd-authors", "dup-deviations", "sweep-text")
 KINDS = {"snippets": "text", "fashion": "image"}
 USUAL = {"text": ("badnets", "addsent", "synbkd", "stylebkd"),

@@ -12,6 +12,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from bdutils.experiments import results
+from bdutils.experiments.studies import STUDIES
 from tools import book, status
 
 
@@ -35,17 +36,22 @@ def chapter_lines(paths: Iterable[Path], folder: Path = status.FOLDER) -> list[l
 
 
 def study_lines(folder: Path = results.FOLDER) -> list[list[str]]:
-    """Return a line a study."""
+    """Return a line a study, with how many of its runs there are; one without any says so."""
     lines = []
-    for name in sorted({path.parent.name for path in folder.glob("*/*.json")}):
+    for name in sorted({*STUDIES, *(path.parent.name for path in folder.glob("*/*.json"))}):
         if name == "throughput":  # not runs
+            continue
+        if not any(folder.glob(f"{name}/*.json")):
+            lines.append([f"`{name}`", f"none of {len(STUDIES[name])}", *[""] * 3])
             continue
         runs = results.load(name, folder)
         dates = sorted(run["date"] for run in runs)
         seeds = sorted({run["seed"] for run in runs})
         used = [f"{name} " + ", ".join(sorted({run["versions"][name] for run in runs}))
                 for name in ("torch", "transformers")]
-        lines.append([f"`{name}`", str(len(runs)), ", ".join(map(str, seeds)),
+        asked = len(STUDIES.get(name, runs))
+        count = str(len(runs)) if len(runs) >= asked else f"{len(runs)} of {asked}"
+        lines.append([f"`{name}`", count, ", ".join(map(str, seeds)),
                       ", ".join(sorted({run["scale"] for run in runs})),
                       "; ".join([" to ".join(dict.fromkeys((dates[0], dates[-1]))), *used])])
     return lines
