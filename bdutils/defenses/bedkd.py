@@ -389,8 +389,7 @@ class BeDKD:
             self.batch_size, self.cycles, self.settle,
             self.punish_samples) >= 1 and min(
             self.trust_steps, self.punish_steps, self.punish_lr,
-            self.margin, self.max_loss) >= 0 and self.punish in (
-            "flagged", "random", "none"))
+            self.margin) >= 0)
 
     def __call__(self, context: Context) -> Outcome:
         """Return the purified model, or a copy of the suspected one."""
