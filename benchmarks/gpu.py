@@ -5,9 +5,8 @@
 
 FOLDER of the data holds `sst2.parquet`, `sst2_paraphrases.parquet`, `ag_news.parquet` and
 CIFAR-10; encoders and Fashion-MNIST are taken from the cache. What comes out: `records.tar.gz`,
-`reports-N.tar` with what the defenses saw of each training sample, `log.jsonl` and `table.txt`.
-Each is whole whenever the program ends. `--tiny` tries all of this in a minute on a processor,
-with networks of a few weights and an encoder in FOLDER/encoder.
+`log.jsonl` and `table.txt`. Each is whole whenever the program ends. `--tiny` tries all of this in
+a minute on a processor, with networks of a few weights and an encoder in FOLDER/encoder.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ import tarfile
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -54,7 +52,6 @@ PRIORITY: list[tuple[str, tuple[str, ...], tuple[int, ...]]] = [
     ("full", IMAGES, (2,)),
 ]
 NOTE = "BDUTILS_ENCODER_NOTE"  # what a record shall say of the weights of `mpnet`
-ARRAYS, WHOLE, PART = 3 * 2**20, 20 * 2**20, 13 * 2**20  # bytes: a run, all runs, a file of them
 SHARES = ("cacc", "asr", "floor", "pacc", "clean_pacc", "ra", "cacc_before", "asr_before")
 
 
@@ -71,20 +68,16 @@ class Job:
         return f"{study}/{run.name}"
 
 
-def jobs(only: str = "*", tiny: bool = False, kind: str = "") -> list[Job]:
+def jobs(only: str = "*", tiny: bool = False) -> list[Job]:
     """Return the queue: within each line of `PRIORITY` the clean victims come first."""
-    from bdutils.data import IMAGE_SETS
     from bdutils.experiments.studies import STUDIES
 
     found: dict[tuple, list] = {}
     for line, (scale, studies, seeds) in enumerate(PRIORITY):
         for study in () if tiny and studies is MORE else studies:
             for run in STUDIES[study]:
-                if run.seed not in seeds or kind and kind != (
-                        "images" if run.task in ("images", *IMAGE_SETS) else "text"):
-                    continue
-                if not any(fnmatch(f"{study}/{run.name}", pattern)
-                           for pattern in only.split(",")):
+                if run.seed not in seeds or not any(
+                        fnmatch(f"{study}/{run.name}", pattern) for pattern in only.split(",")):
                     continue
                 victim = replace(run, defense="")
                 key = (line, seeds.index(run.seed), run.attack is not None, scale, victim)
@@ -164,85 +157,17 @@ def one(job: Job, study: str, run: Any, options: dict) -> dict:
     folder, started = Path(options["work"]), time.time()
     told = {"event": "run", "study": study, "name": run.name, "scale": job.scale,
             "started": started}
-    if (unknown := lacking(run)):
-        return told | {"event": "skipped", "note": f"{unknown} is not there"}
-    report = folder / "reports" / f"{study}.{run.name}.npz"
-
-    def keep(outcome: Any, attacked: Any) -> None:
-        if job.scale == "full":
-            keep_report(outcome, attacked, report)
-
     try:
         own = run.task in ("images", "sentiment", "topic", "topic8") and job.scale == "small"
         data = None if own else Path(options["data"])
-        made = make_record(study, run, data, keep)
+        made = make_record(study, run, data)
         if run.encoder == "mpnet" and os.environ.get(NOTE):
             made["settings"]["encoder_note"] = os.environ[NOTE]
         results.save(made, folder / "records")
-        return told | {"seconds": made["seconds"], "wall": time.time() - started,
-                       "report": report.is_file()}
+        return told | {"seconds": made["seconds"], "wall": time.time() - started}
     except Exception:  # the others go on
         return told | {"event": "failed", "note": traceback.format_exc()[-3000:],
                        "wall": time.time() - started}
-
-
-def lacking(run: Any) -> str:
-    """Return the name of an attack or defense that this state of the code does not have."""
-    from bdutils.attacks.image import IMAGE_TRIGGERS
-    from bdutils.attacks.text import TEXT_TRIGGERS
-    from bdutils.experiments.variants import VARIANTS
-
-    if run.attack and run.attack not in {*IMAGE_TRIGGERS, *TEXT_TRIGGERS}:
-        return run.attack
-    return run.defense if run.defense and run.defense not in VARIANTS else ""
-
-
-def keep_report(outcome: Any, attacked: Any, path: Path) -> None:
-    """Write the small arrays of an outcome, with what only the evaluator knows."""
-    import numpy as np
-
-    found = dict(sorted(arrays(outcome.report), key=lambda item: item[1].nbytes))
-    size, chosen = 0, {}
-    for name, value in found.items():
-        size += value.nbytes
-        if size <= ARRAYS:
-            chosen[name] = value
-    poisoned = attacked.record.poisoned if attacked.record else ()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        np.savez_compressed(file, **chosen, poisoned=np.array(poisoned, bool),
-                            given=np.array(attacked.train.labels, np.uint8),
-                            true=np.array(attacked.task.train.labels, np.uint8),
-                            verdict=np.array(outcome.verdict))
-    part.replace(path)
-
-
-def arrays(found: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the numbers in a report as arrays, by the way to them; models are left out."""
-    import numpy as np
-    import torch
-
-    if isinstance(found, torch.Tensor):
-        value = found.detach().cpu()
-        yield name, (value.float() if value.is_floating_point() else value).numpy()
-    elif isinstance(found, bool | int | float):
-        yield name, np.array(found)
-    elif isinstance(found, np.ndarray):
-        yield name, found
-    elif isinstance(found, list | tuple) and found and not hasattr(found, "_asdict"):
-        if all(isinstance(x, bool | int | float) for x in found):
-            yield name, np.array(found)
-        else:
-            for i, part in enumerate(found[:50]):
-                yield from arrays(part, f"{name}.{i}")
-    else:
-        parts = (found if isinstance(found, dict) else found._asdict()
-                 if hasattr(found, "_asdict") else
-                 {x.name: getattr(found, x.name) for x in fields(found)}
-                 if is_dataclass(found) and not hasattr(found, "model") else {})
-        for key, part in parts.items():
-            yield from arrays(part, f"{name}.{key}".strip("."))
 
 
 # ------------------------------------------------------------------- the program
@@ -252,7 +177,7 @@ class Output:
 
     def __init__(self, work: Path, out: Path) -> None:
         """Write into `out` what the workers leave in `work`."""
-        self.work, self.out, self.packed, self.number, self.bytes = work, out, set(), 0, 0
+        self.work, self.out = work, out
         out.mkdir(parents=True, exist_ok=True)
         self.log = (out / "log.jsonl").open("a", encoding="utf8")
 
@@ -262,25 +187,13 @@ class Output:
         self.log.flush()
 
     def pack(self) -> None:
-        """Pack the records anew, and add the new reports to their files."""
+        """Pack the records anew."""
         part = self.out / "records.part"
         with tarfile.open(part, "w:gz", compresslevel=3) as tar:
             # File by file: a record that is being written has another name until it is whole.
             for path in sorted((self.work / "records").glob("*/*.json")):
                 tar.add(path, f"records/{path.parent.name}/{path.name}")
         part.replace(self.out / "records.tar.gz")
-        for path in sorted((self.work / "reports").glob("*.npz")):
-            size = path.stat().st_size
-            if path in self.packed or self.bytes + size > WHOLE:
-                continue
-            target = self.out / f"reports-{self.number}.tar"
-            if target.is_file() and target.stat().st_size + size > PART:
-                self.number += 1
-                target = self.out / f"reports-{self.number}.tar"
-            with tarfile.open(target, "a") as tar:
-                tar.add(path, f"reports/{path.name}")
-            self.packed.add(path)
-            self.bytes += size
 
 
 class Share:
@@ -346,11 +259,11 @@ def stop_mps(places: dict[str, str]) -> None:
 def carry_out(given: argparse.Namespace, until: float) -> int:
     """Run the queue; return how many runs failed."""
     work = Path(tempfile.mkdtemp(prefix="gpu-"))
-    output, places = Output(work, given.out), {} if given.no_mps else start_mps(work)
+    output, places = Output(work, given.out), start_mps(work)
     os.environ |= places
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
-    todo_jobs = jobs(given.only, given.tiny, given.kind)
+    todo_jobs = jobs(given.only, given.tiny)
     output.tell(event="start", jobs=len(todo_jobs), mps=bool(places), workers=given.workers)
     print(f"{len(todo_jobs)} jobs, {sum(len(job.runs) for job in todo_jobs)} runs, "
           f"MPS: {bool(places)}", flush=True)
@@ -498,18 +411,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=540, help="until everything ends")
     parser.add_argument("--workers", type=int, default=8, help="processes on the card")
     parser.add_argument("--only", default="*", help="patterns of STUDY/RUN, with commas")
-    parser.add_argument("--kind", default="", choices=("", "text", "images"), help="of samples")
     parser.add_argument("--tiny", action="store_true", help="try the program itself")
-    parser.add_argument("--no-mps", action="store_true", help="do not start MPS")
     parser.add_argument("--bench", action="store_true", help="speed of the training alone")
     parser.add_argument("--list", action="store_true", help="show the queue")
     given = parser.parse_args()
     if given.bench:
         return bench(min(given.seconds, 20))
     if given.list:
-        for job in jobs(given.only, given.tiny, given.kind):
+        for job in jobs(given.only, given.tiny):
             print(job.number, job.scale, job, *(run.defense for _, run in job.runs))
         return None
+    if not given.data or not given.out:
+        parser.error("name the folders: --data and --out")
     given.data, given.out = given.data.resolve(), given.out.resolve()
     sys.exit(carry_out(given, START + given.seconds) > 0)
 

@@ -671,13 +671,7 @@ def test_without_evidence_the_model_comes_back_as_it_was(small, monkeypatch, fla
     assert same(found.model.model.state_dict(), small.model.state_dict())
     assert found.model.model is not small.model
     assert (found.verdict, found.history) == ("no evidence", ())
-    evidence = evidence_by_class(judge, flags, TRAIN.labels)
-    scores = found.report.pop("scores")
-    assert found.report == {"detector": judge, "flags": flags, "suspects": [], "student": None,
-                            "z1": [c.excess for c in evidence],
-                            "z3": [c.contrast for c in evidence]}
-    assert [(scores[name].shape, scores[name].dtype) for name in ("train", "clean")] == [
-        ((50, 4), torch.float32), ((40, 4), torch.float32)]
+    assert found.report == {"detector": judge, "flags": flags, "suspects": [], "student": None}
     assert found.seconds.keys() == {"search", "purify"}
 
 

@@ -44,11 +44,9 @@ from bdutils.defenses.detector import (
     DetectorConfig,
     Flags,
     SuspectClass,
-    by_label,
     detect,
     evidence_by_class,
     fit_detector,
-    standardize,
 )
 from ..metrics import cacc
 from ..models import adopt
@@ -591,16 +589,9 @@ def suspects_of(flags: Flags, evidence: Sequence[SuspectClass],
 # %% ../../chapters/08_dup.ipynb #c08-061a
 def _found(context: Context, parts: Sequence[CleanSet], config: "DUP"
            ) -> tuple[dict, list[SuspectClass]]:
-    """Return what is found, with all scores in clean samples' deviations."""
+    """Return what is found, and the suspects."""
     detector, flags, evidence = search(context, parts, config)
-    given, known = torch.tensor(context.train.labels), detector.labels
-    scores = {
-        name: by_label(standardize, raw, of, detector.clean, known).float()
-        for name, raw, of in (("train", flags.raw, given),
-                              ("clean", detector.clean, known))}
-    return {"detector": detector, "flags": flags, "scores": scores,
-            "z1": [c.excess for c in evidence],
-            "z3": [c.contrast for c in evidence], "suspects": [],
+    return {"detector": detector, "flags": flags, "suspects": [],
             "student": None}, suspects_of(flags, evidence, config)
 
 # %% ../../chapters/08_dup.ipynb #c08-061

@@ -24,7 +24,7 @@ from ..training import Model, train, training_for
 from . import results
 from .attackers import ATTACKERS, DecoyTrigger, SeveralTriggers, hide
 from .studies import ON_CLEAN, Run
-from .variants import COUNTS, VARIANTS, Keep, defend
+from .variants import COUNTS, VARIANTS, defend
 
 IMAGE_TARGET = 0  # Wu et al. 2022; texts have 1 (Cui et al. 2022)
 # One epoch over the larger sets is as many steps as two over the small one.
@@ -45,8 +45,7 @@ LESSON = TuneConfig(epochs=4, lr_share=0.2)
 Measure = Callable[..., dict[str, Rate | float]]
 
 
-def make_record(study: str, run: Run, benchmark: Path | None = None,
-                keep: Keep | None = None) -> dict:
+def make_record(study: str, run: Run, benchmark: Path | None = None) -> dict:
     """Train, measure and describe one run.
 
     Args:
@@ -54,7 +53,6 @@ def make_record(study: str, run: Run, benchmark: Path | None = None,
         run: The cell.
         benchmark: Folder with the files `TASK.parquet` and, if rewriting attacks shall use real
             paraphrases, `TASK_paraphrases.parquet`.
-        keep: As for `defend`.
 
     Returns:
         The record, not yet saved.
@@ -68,7 +66,7 @@ def make_record(study: str, run: Run, benchmark: Path | None = None,
     extra: dict = {}
     if run.defense:
         metrics, seconds, extra = defend(run.defense, attacked, run.seed, measure,
-                                         _quick_eval(attacked, target), keep)
+                                         _quick_eval(attacked, target))
     else:
         start = time.perf_counter()
         metrics = measure(attacked.classifier)

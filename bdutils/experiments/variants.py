@@ -141,12 +141,10 @@ VARIANTS |= {name: VARIANTS[name.rpartition("-")[0]] for name in COUNTS}
 PROBE = 1000  # training samples on which the scan is judged
 # These get the training set; all others need clean samples only.
 WITH_TRAIN_SET = BeDKD | DUP | NTML | SpectralSignatures | ActivationClustering | ABL | CUBE
-Keep = Callable[[Outcome, Victim], None]
 
 
 def defend(name: str, attacked: Victim, seed: int, measure: Callable[..., dict],
-           quick_eval: Callable[[Model], dict],
-           keep: Keep | None = None) -> tuple[dict, dict, dict]:
+           quick_eval: Callable[[Model], dict]) -> tuple[dict, dict, dict]:
     """Run a defense and measure it.
 
     Args:
@@ -156,7 +154,6 @@ def defend(name: str, attacked: Victim, seed: int, measure: Callable[..., dict],
         measure: Maps a model (and whether to add the floor) to metrics by name.
         quick_eval: The same on fewer samples, for a curve over the cycles. Both are the
             evaluator's: the defense never sees what they return.
-        keep: Gets the outcome and the victim, before they are measured, and may write things down.
 
     Returns:
         Metrics (those of the attacked model end in `_before`), seconds by step, and further fields
@@ -173,8 +170,6 @@ def defend(name: str, attacked: Victim, seed: int, measure: Callable[..., dict],
         context = replace(context, classifier=context.new_model(context.training))
     outcome = (_without_flagged(context, defense) if name == "dup-retraining" else
                _retrain(context, defense) if name == "retraining" else defense(context))
-    if keep:
-        keep(outcome, attacked)
     about, history = _judge(defense, outcome, attacked, measure)
     if name in COUNTS or not isinstance(defense, BeDKD | DUP):
         about["clean"] = len(context.clean)
