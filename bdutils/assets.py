@@ -241,7 +241,7 @@ def sha256_of(path: Path) -> str:
 
 
 def is_intact(folder: Path) -> bool:
-    """Tell whether a cache entry holds exactly the files of its manifest, unaltered.
+    """Tell whether a cache entry holds the files of its manifest, unaltered.
 
     Args:
         folder: The entry.

@@ -11,7 +11,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,7 @@ def victim(task: Task, attack: str | Trigger | None = "badnets", *,
     source = scale() if data.are_images else encoder_source(encoder)
     folder = _trained(task, data, record, training, source)
     report = TrainReport(**json.loads((folder / "training.json").read_text(encoding="utf8")))
+    report = replace(report, losses=tuple(report.losses))
     model = (ImageClassifier if data.are_images else Classifier).load(folder)
     if isinstance(model, Classifier):
         model.source = source

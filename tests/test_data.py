@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from bdutils.data import load_task
+from bdutils.data import load_task, make_task
 from bdutils.defenses.base import Context
 from bdutils.roles import CleanSet, Examples, TestSet, TrainSet
 
@@ -152,3 +153,8 @@ def test_a_defender_cannot_reach_the_secrets(toy_task, tiny):
 def test_a_folder_that_would_not_be_read_is_rejected(source, tmp_path):
     with pytest.raises(ValueError, match="leave out folder"):
         load_task(source, folder=tmp_path, scale="small")
+
+
+def test_a_table_of_texts_is_no_array_of_images():
+    with pytest.raises(ValueError, match="give texts as a list or as one column"):
+        make_task(np.array([["a film"], ["a play"]]), [0, 1])

@@ -167,7 +167,7 @@ class ParaphraseTable(TextTrigger):
 
 def paraphrases_from(path: str, attack: str, *, source: str = "source_text",
                      text: str = "text") -> ParaphraseTable:
-    """Read one attack's paraphrases from a parquet, CSV or JSON table.
+    """Read one attack's paraphrases from a .parquet, .csv or .jsonl file.
 
     Args:
         path: Of the file.

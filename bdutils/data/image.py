@@ -110,6 +110,9 @@ def as_images(samples: Any, size: Size = None) -> tuple[Images, tuple[str, ...]]
     if isinstance(samples, Images):
         return samples, ()
     if isinstance(samples, np.ndarray | torch.Tensor) and samples.ndim > 1:
+        if isinstance(samples, np.ndarray) and samples.dtype.kind not in "biuf":
+            raise DataError(f"samples are an array of {samples.dtype} of shape {samples.shape}",
+                            "give texts as a list or as one column")
         return _of_array(torch.as_tensor(samples)), ()
     if len(samples) and all(isinstance(sample, Image.Image) for sample in samples):
         return stacked([flattened(x, f"image {i}") for i, x in enumerate(samples)], size)

@@ -309,8 +309,8 @@ def interval(runs: list[dict], metric: str) -> Rate | None:
 
     Returns:
         Mean and interval, with n of all runs together. The interval holds both sources of chance,
-        as it spans the t interval over seeds and the Wilson interval of all rows together, since
-        seeds that agree say nothing of the rows.
+        as it spans the t interval over seeds and the Wilson interval of all samples together, since
+        seeds that agree say nothing of the samples.
     """
     found = [run["metrics"][metric] for run in runs if metric in run["metrics"]]
     if not found:

@@ -68,7 +68,7 @@ def defended(defense: str, task: str, attacks: list[str], rates: list[float],
 
 FOUR = list(TEXT_TRIGGERS)
 FIVE = [name for name in IMAGE_TRIGGERS if name not in ("label_consistent", "narcissus")]
-# Label-consistent poison takes four fifths of the target class, a tenth of the rows.
+# Label-consistent poison takes four fifths of the target class, about a tenth of all samples.
 LABEL_CONSISTENT = [Run("images", "label_consistent", 0.08, seed, "clean") for seed in (0, 1, 2)]
 # Which attacks a clean model is measured on: with a defender's samples, is its floor the same?
 ON_CLEAN = {"sentiment": grid("sentiment", FOUR, [0.2], [0])[1:],
