@@ -309,7 +309,7 @@ def interval(runs: list[dict], metric: str) -> Rate | None:
 
     Returns:
         Mean and interval, with n of all runs together. The interval holds both sources of chance,
-        as it spans the t interval over seeds and the Wilson interval of all samples together, since
+        as it spans the t interval over seeds and the Wilson interval of all samples together:
         seeds that agree say nothing of the samples.
     """
     found = [run["metrics"][metric] for run in runs if metric in run["metrics"]]
