@@ -140,18 +140,22 @@ def test_all_runs_of_a_cell_before_the_defense_are_the_same_model(frame):
 def test_what_ran_once_has_one_seed(frame):
     once = collect(ONCE)
     assert set(once["seed"]) == {0}
-    assert {"CUBE", WHOSE["bedkd-authors"], WHOSE["dup-authors"]} <= set(once["defense"])
+    assert set(once["defense"]) == {WHOSE["bedkd-authors"], WHOSE["dup-authors"],
+                                    "fine-tuning (chosen rate)"}
     assert set(once["kind"]) == {"text"}
     assert not set(once["defense"]) & set(usual(frame, "text")["defense"])
 
 
 def test_the_older_defenses_have_every_attack_and_seed_and_a_clean_model():
     older = collect(OLDER)
-    assert set(older["defense"]) == {"ABL", "CLP", "Spectral Signatures", "Activation Clustering",
-                                     "fine-tuning (chosen rate)"}
-    for _, runs in older.groupby("defense"):
+    both = {"Spectral Signatures", "Activation Clustering"}
+    assert set(older[older["kind"].eq("image")]["defense"]) == {
+        *both, "ABL", "CLP", "fine-tuning (chosen rate)"}
+    assert set(older[older["kind"].eq("text")]["defense"]) == {
+        *both, "CUBE", WHOSE["dup-retraining"]}
+    for (kind, _), runs in older.groupby(["kind", "defense"]):
         assert {(attack, seed) for attack, seed in zip(runs["attack"], runs["seed"])} == set(
-            itertools.product([*USUAL["image"], "clean"], (0, 1, 2)))
+            itertools.product([*USUAL[kind], "clean"], (0, 1, 2)))
 
 
 # ------------------------------------------------------------------------------------ orders
@@ -725,8 +729,8 @@ def test_what_the_pages_say_of_the_older_defenses(whole):
     abl = older["ABL"].sort_values("asr")
     assert [*abl["attack"][:2]] == ["label_consistent", "badnets"]
     assert (f"one BadNets model to {abl['asr'].iloc[1]:.0f}% and one of Label-Consistent to "
-            f"{abl['asr'].iloc[0]:.0f}%, the rest to {abl['asr'].iloc[2]:.0f}% or more, for "
-            f"{abl['lost'].min():.0f} to {abl['lost'].max():.0f} points") in page
+            f"{abl['asr'].iloc[0]:.0f}%, the rest to {abl['asr'].iloc[2]:.0f}% or more, at a "
+            f"cost of {abl['lost'].min():.0f} to {abl['lost'].max():.0f} points") in page
     for name, said in (("CLP", "7, 38 and 82% on Input-Aware"),
                        ("fine-tuning (chosen rate)", "80 to 99% on BadNets")):
         attack = "input_aware" if name == "CLP" else "badnets"
