@@ -47,8 +47,7 @@ def notebooks(template: bool = False) -> list[Path]:
 def chosen(names: Sequence[str], template: bool = False) -> list[Path]:
     """Return the chapters that have one of these parts in their names, all if none is given.
 
-    Raises:
-        SystemExit: If a name fits no chapter.
+    A name that fits no chapter ends the program.
     """
     there = notebooks(template)
     if wrong := [name for name in names if not any(name in path.name for path in there)]:

@@ -209,13 +209,13 @@ def sheet(path: Path, only: Set[str] | None = None) -> dict | None:
     number = int(path.stem[:2])
     head = HEAD.format(title=title, number=number, page=book.page(path.stem))
     cells = [_cell("head", head, "markdown"), _cell("setup", next(iter(code.values())))]
-    if setup:
-        cells.append(_cell("setup-sheet", setup))
     exercises = {e.label: e for e in book.exercises(chapter)}
     if unknown := [task.exercise for task in tasks if task.exercise not in exercises]:
         raise SheetError(f"{path.name}, {unknown[0]}: no such exercise in {chapter.name}, which "
                          f"has {sorted(exercises)}")
     tasks = [task for task in tasks if only is None or task.exercise in only]
+    if setup and any(task.tested and not task.checked for task in tasks):
+        cells.append(_cell("setup-sheet", setup))
     for task in sorted(tasks, key=lambda task: exercises[task.exercise].place):
         where = f"{path.name}, {task.exercise}"
         if unknown := set(task.cells) - set(code):
