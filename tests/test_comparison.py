@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -667,13 +668,17 @@ def test_what_the_comparison_says_of_more_clean_samples_and_of_fewer():
         spent(few["ft-brief-2500"]), spent(many["ft-2500"])) < 0.2
     assert "In these runs steps remove the backdoor, and images keep the accuracy." in page
     text = {key: run for (attack, key), run in runs.items() if attack == "addsent"}
-    assert not text["dup-100"]["metrics"]["changed"]
-    assert (f"with 200, DUP ends {-round(excess(text['dup-200']))} points below the floor and "
-            f"BeDKD {round(excess(text['bedkd-200']))} above") in page
-    blended = {key: round(100 * results.value(run, "asr")) for (attack, key), run in runs.items()
-               if attack == "blended" and key.endswith("2500")}
-    assert (f"on Blended the fixed rate leaves {blended['ft-2500']}% and FT-SAM "
-            f"{blended['ft_sam-2500']}%") in page
+    assert not any(text[f"{key}-{few}"]["metrics"]["changed"]
+                   for key in ("bedkd", "dup") for few in (50, 100))
+    over = {key: round(excess(run)) for key, run in text.items()}
+    assert (f"With 200, DUP ends {-over['dup-200']} points below the floor and BeDKD "
+            f"{over['bedkd-200']} above, with 400 DUP {-over['dup-400']} below and BeDKD "
+            f"{over['bedkd-400']} above.") in page
+    left = {(attack, key): round(100 * results.value(run, "asr"))
+            for (attack, key), run in runs.items() if key.endswith("2500")}
+    assert (f"the fixed rate leaves {left['blended', 'ft-2500']} and {left['sig', 'ft-2500']}% on "
+            f"Blended and SIG, and FT-SAM {left['blended', 'ft_sam-2500']} and "
+            f"{left['sig', 'ft_sam-2500']}%.") in page
     ends = {attack: 100 * results.value(run, "asr") for (attack, key), run in runs.items()
             if key == "ft_sweep-2500"}
     assert (f"at the floor on Blended ({ends['blended']:.1f}%), SIG ({ends['sig']:.1f}%) and "
@@ -774,7 +779,14 @@ def test_what_the_comparison_says_of_attackers_who_know_and_of_new_triggers():
             f"to {ibau[0][-1]}%, for {sam[1][0]} to {sam[1][-1]} and {ibau[1][0]} to "
             f"{ibau[1][-1]} points of accuracy; STRIP leaves {strip[0][0]} to {strip[0][-1]}%"
             ) in page and len(set(sam[0])) == 1
-    assert 100 * results.value(runs["decoy", "ntml"], "asr") > 90
+    for run in results.load("ntml-adaptive"):
+        if run["settings"]["defense"] == "ntml":
+            assert not run["metrics"]["changed"] and 100 * results.value(run, "asr") > 90
+    far = {key: max(abs(excess(run)) for run in results.load("unseen")
+                    if run["settings"]["defense"] == key and run["method"] == "homographs")
+           for key in ("bedkd", "dup")}
+    assert (f"On *homographs* DUP ends within {math.ceil(far['dup'])} points of the floor and "
+            f"BeDKD within {math.ceil(far['bedkd'])}.") in page
 
 
 def test_what_the_first_page_says_of_its_figure(frame):
