@@ -93,6 +93,8 @@ def main(folders: list[Path], records: list[dict], root: Path) -> int:
         1 if a number is closer to its limit than twice its spread.
     """
     logs = [log for folder in folders for log in sorted(folder.glob("margins-*.jsonl"))]
+    if not logs:
+        raise SystemExit("no chapter was run in these folders: nothing to compare")
     moving = spreads(logs, root / "chapters")
     close = [entry for entry in moving if entry["ratio"] < LEAST]
     for entry in close:
