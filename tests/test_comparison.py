@@ -694,7 +694,7 @@ def test_what_the_comparison_says_of_more_clean_samples_and_of_fewer():
             in page)
     # The control: a network that starts from nothing.
     new = runs["badnets", "anew-2500"]
-    assert f"a new network trained on them alone ({100 * results.value(new, 'asr'):.1f}%)" in page
+    assert "a *new* network, trained on these images alone by the same rule" in page
     assert abs(excess(new)) < 1 and f"is {spent(new) - spent(tuned):.1f} points less" in page
     assert results.value(new, "lr_share") == 2
     later = {run["seed"]: 100 * results.value(run, "asr") for run in results.load("clean-counts")
@@ -746,6 +746,27 @@ def test_what_the_pages_say_of_the_older_defenses(whole):
     assert int(rest.loc[rest["attack"].ne("label_consistent"), "asr"].min()) == 74
     clean = whole[whole["defense"].eq("Activation Clustering") & whole["attack"].eq("clean")]
     assert f"cost {clean['lost'].min():.1f} to {clean['lost'].max():.1f} points" in page
+
+
+def test_what_the_pages_say_of_retraining_without_flags():
+    left = {}
+    for run in results.load("dup-retraining"):
+        if run["method"] == "clean":
+            assert not run["metrics"]["changed"]
+        else:
+            left.setdefault(run["method"], []).append(round(100 * results.value(run, "asr")))
+    assert all(len(seeds) == 3 for seeds in left.values())
+    rewritten = sorted(left["stylebkd"] + left["synbkd"])
+    page = "".join("".join(cell["source"]) for cell in PAGE["cells"])
+    assert (f"flags leaves {rewritten[0]} to {rewritten[-1]}% under StyleBkd and SynBkd" in page
+            and rewritten[0] > 20)
+    chapter = (ROOT / "chapters/08_dup.ipynb").read_text(encoding="utf8")
+    assert f"It leaves {rewritten[0]} to {rewritten[-1]}% under StyleBkd and SynBkd" in chapter
+    audit = " ".join((ROOT / "chapters/audit.md").read_text(encoding="utf8").split())
+    style, syn = (sorted(left[key]) for key in ("stylebkd", "synbkd"))
+    words = sorted(left["badnets"] + left["addsent"])
+    assert (f"left an ASR of {style[0]} to {style[-1]}% under StyleBkd and {syn[0]} to {syn[-1]}% "
+            f"under SynBkd; BadNets and AddSent ended at {words[0]} to {words[-1]}%") in audit
 
 
 def test_what_the_comparison_says_of_attackers_who_know_and_of_new_triggers():
