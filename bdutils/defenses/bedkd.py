@@ -384,12 +384,8 @@ class BeDKD:
 
     def __post_init__(self) -> None:
         """Reject what cannot run."""
-        check_range(self, min(
-            self.lr, self.temperature, *self.shares[:2]) > 0 and min(
-            self.batch_size, self.cycles, self.settle,
-            self.punish_samples) >= 1 and min(
-            self.trust_steps, self.punish_steps, self.punish_lr,
-            self.margin) >= 0)
+        check_range(self, min(self.lr, self.temperature, *self.shares[:2]) > 0
+                    and min(self.batch_size, self.cycles, self.settle) >= 1)
 
     def __call__(self, context: Context) -> Outcome:
         """Return the purified model, or a copy of the suspected one."""

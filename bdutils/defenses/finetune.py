@@ -129,7 +129,7 @@ def held_out_accuracy(classifier: Model, clean: CleanSet, training: Training,
     """
     parts = folds_of(clean.labels, folds)
     if len(set(parts)) < folds:
-        raise ValueError(f"{folds} folds need {folds} clean samples of a class")
+        raise ValueError(f"{folds} folds need {folds} samples of a class")
     right = 0
     for fold in range(folds):
         inside = [i for i, part in enumerate(parts) if part != fold]
