@@ -758,10 +758,10 @@ def test_what_the_pages_say_of_retraining_without_flags():
     assert all(len(seeds) == 3 for seeds in left.values())
     rewritten = sorted(left["stylebkd"] + left["synbkd"])
     page = "".join("".join(cell["source"]) for cell in PAGE["cells"])
-    assert (f"flags leaves {rewritten[0]} to {rewritten[-1]}% under StyleBkd and SynBkd" in page
-            and rewritten[0] > 20)
+    span = f"{rewritten[0]} to {rewritten[-1]}% under StyleBkd and SynBkd"
+    assert f"This training leaves {span}" in page and rewritten[0] > 20
     chapter = (ROOT / "chapters/08_dup.ipynb").read_text(encoding="utf8")
-    assert f"It leaves {rewritten[0]} to {rewritten[-1]}% under StyleBkd and SynBkd" in chapter
+    assert f"the same suspects leaves {span}" in chapter
     audit = " ".join((ROOT / "chapters/audit.md").read_text(encoding="utf8").split())
     style, syn = (sorted(left[key]) for key in ("stylebkd", "synbkd"))
     words = sorted(left["badnets"] + left["addsent"])
