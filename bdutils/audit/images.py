@@ -39,7 +39,7 @@ RECORDED = (
     (SMALL, "WaNet", 0.1, 3, 3), (SMALL, "Input-Aware", 0.1, 3, 3),
     (SMALL, "Label-Consistent", 0.08, 2, 3),
     (SMALL, "BadNets", 0.03, 1, 1), (SMALL, "SIG", 0.03, 1, 1), (SMALL, "SIG", 0.01, 0, 3),
-    (SMALL, "an attacker who knows the rule", 0.1, 0, 1),
+    (SMALL, "an attacker who knows the rule", 0.1, 0, 3),
     (SMALL, "four gray levels (not seen when the rule was made)", 0.1, 0, 3),
     (RESNET, "no attack (false alarms)", 0.0, 0, 2),
     (RESNET, "BadNets", 0.1, 2, 2), (RESNET, "Blended", 0.1, 1, 1), (RESNET, "SIG", 0.1, 1, 1),
