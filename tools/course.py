@@ -214,7 +214,7 @@ def sheet(path: Path, only: Set[str] | None = None) -> dict | None:
         raise SheetError(f"{path.name}, {unknown[0]}: no such exercise in {chapter.name}, which "
                          f"has {sorted(exercises)}")
     tasks = [task for task in tasks if only is None or task.exercise in only]
-    if setup and any(task.tested and not task.checked for task in tasks):
+    if setup:
         cells.append(_cell("setup-sheet", setup))
     for task in sorted(tasks, key=lambda task: exercises[task.exercise].place):
         where = f"{path.name}, {task.exercise}"
