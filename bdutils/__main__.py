@@ -67,6 +67,7 @@ def run(given: argparse.Namespace) -> int:
 
     out = given.out.expanduser()
     audit.require_ours(out, for_model=given.repair)
+    audit.require_ours(out / "report", for_model=False)
     context = audit.read_context(given.model, given.train, given.clean, given.text, given.label,
                                  given.names, given.epochs, given.base)
     found = audit.audit(context, quiet=False)

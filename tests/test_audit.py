@@ -370,6 +370,13 @@ def test_a_repair_that_is_stopped_keeps_the_report_before(given, monkeypatch):
     assert (given.folder / "out/report/index.html").read_bytes() == before
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", "no JSON", '{"files": 3}'])
+def test_a_record_of_another_program_is_not_ours(tmp_path, text):
+    (tmp_path / "audit.json").write_text(text)
+    with pytest.raises(FileExistsError, match="holds audit.json, which is not of an audit"):
+        audit.require_ours(tmp_path, for_model=True)
+
+
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("more", [(), ("--repair",)])
 def test_files_of_others_are_not_replaced(given, capsys, beside, more):

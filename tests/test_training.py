@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bdutils import evaluation as victims
 from bdutils import training
+from bdutils.defenses.base import Context
 from bdutils.defenses.bedkd import BeDKD
 from bdutils.experiments import variants as runs
 from bdutils.models.text import Classifier
@@ -246,3 +247,19 @@ def test_no_clean_samples_are_not_all_of_them(tiny, toy_task):
 
 def test_all_samples_are_taken_where_there_are_fewer_than_asked_for():
     assert stratified_subset([3, 0, 2], [0, 1, 1, 0], 9, 2) == [3, 0, 2]
+
+
+@pytest.mark.parametrize("dropped", [(), (0, 3)])
+def test_retraining_leaves_out_what_dup_suspects(tiny, toy_task, monkeypatch, dropped):
+    seen = []
+    monkeypatch.setattr("bdutils.defenses.retrain.train", lambda *given: seen.append(given))
+    monkeypatch.setattr(runs, "search", lambda *given: (None, "flags", None))
+    monkeypatch.setattr(runs, "suspects_of", lambda *given: [
+        SimpleNamespace(indices=dropped)] if dropped else [])
+    context = Context(tiny, toy_task.clean, toy_task.train, FAST)
+    monkeypatch.setattr(Context, "new_model", lambda self, training: "new")
+    found = runs._without_flagged(context, runs.VARIANTS["dup-retraining"])
+    assert found.verdict == ("purified" if dropped else "no evidence")
+    assert found.report["flags"] == "flags"
+    kept = [i for i in range(len(toy_task.train)) if i not in dropped]
+    assert seen == ([("new", toy_task.train.take(kept), FAST)] if dropped else [])

@@ -233,9 +233,11 @@ def require_ours(folder: Path, for_model: bool) -> None:
             is to be.
     """
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    record = folder / "audit.json"
-    ours = set(json.loads(record.read_text("utf8")).get("files", ())) if record.is_file() else ()
-    if others := sorted(there.difference(ours)):
+    try:
+        ours = json.loads((folder / "audit.json").read_text("utf8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or not one of ours
+        ours = []
+    if others := sorted(there.difference(ours if isinstance(ours, list) else ())):
         raise FileExistsError(f"{folder} holds {others[0]}, which is not of an audit: name "
                               "another folder")
     if CARD in there and not for_model:
