@@ -818,6 +818,16 @@ def test_what_the_first_page_says_of_its_figure(frame):
     text, image = usual(frame, "text"), usual(frame, "image")
     near = (text["distance"] <= 5).groupby(text["defense"]).sum()
     assert f"in {near[WHOSE['dup']]} of 12 runs, BeDKD in {near[WHOSE['bedkd']]}." in page
+    cohorts = [(made["settings"]["kind"], one) for made in results.load("cohorts")
+               for one in made["history"]]
+    ends = [100 * abs(one["asr_after"] - one["floor_after"]) for kind, one in cohorts
+            if kind in ("text", "adapter") and one["hit"] and "asr_after" in one]
+    hits = sum(one["hit"] for _, one in cohorts)
+    poisoned = [one for _, one in cohorts if one["attack"] != "clean"]
+    assert f"DUP ended there in {sum(end <= 5 for end in ends)} of {len(ends)}." in page
+    assert (f"named the target label of {hits} of {len(poisoned)} backdoored models, and accused "
+            f"none of {len(cohorts) - len(poisoned)} clean ones") in page
+    assert not any(one["false_alarm"] for _, one in cohorts)
     ntml = image[image["defense"].eq(WHOSE["ntml"])]["distance"]
     assert f"within six points in {(ntml < 6).sum()} of {len(ntml)} runs" in page
     near = {run["method"]: abs(excess(run)) for run in results.load("clean-counts")
